@@ -1,0 +1,211 @@
+//! What a host knows of true time: the server's word, carried on by CLOCK_BOOTTIME.
+//!
+//! The wall clock isn't asked while the server is there: a wrong one must lock nobody out, and no clock may
+//! lengthen a grant.
+
+use core::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::{BootId, BootTime, Timestamp};
+
+/// The high-water mark: at `at` of this boot, true time was at least `time`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mark {
+    pub boot_id: BootId,
+    pub at: BootTime,
+    pub time: Timestamp,
+}
+
+/// The server's answer to "what time is it?".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Answer {
+    time: Timestamp,
+    asked_at: BootTime,
+    heard_at: BootTime,
+}
+
+impl Answer {
+    const fn round_trip(self) -> Duration {
+        self.heard_at.since(self.asked_at)
+    }
+}
+
+/// The server stated a time that lies more than a day ahead of what is known, and the wall clock disagrees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the server says that it is {stated}, more than a day past {known}, and the wall clock says {wall}: \
+     correct whichever clock is wrong"
+)]
+pub struct TimeJump {
+    pub stated: Timestamp,
+    pub known: Timestamp,
+    pub wall: Timestamp,
+}
+
+/// Pure: it is told every reading.
+#[derive(Clone, Debug)]
+pub struct HostClock {
+    boot_id: BootId,
+    mark: Option<Mark>,
+    answer: Option<Answer>,
+}
+
+impl HostClock {
+    /// A larger step forward needs the wall clock's consent.
+    const LARGEST_STEP: Duration = Duration::from_secs(24 * 3600);
+    /// An answer this old gives way to any newer one: crystals drift.
+    const ANSWER_AGES: Duration = Duration::from_secs(600);
+
+    /// `mark` is the last one on disk. From an earlier boot it still says that time was no less at this start.
+    pub fn new(boot_id: BootId, mark: Option<Mark>) -> Self {
+        let mark = mark.map(|mark| {
+            if mark.boot_id == boot_id {
+                mark
+            } else {
+                Mark {
+                    boot_id,
+                    at: BootTime::default(),
+                    time: mark.time,
+                }
+            }
+        });
+        Self {
+            boot_id,
+            mark,
+            answer: None,
+        }
+    }
+
+    pub const fn boot_id(&self) -> BootId {
+        self.boot_id
+    }
+
+    /// Takes the server's answer to a question that was sent at `asked_at`.
+    ///
+    /// # Errors
+    /// A step forward that neither the past nor the wall clock supports. Nothing is taken then.
+    pub fn hear(
+        &mut self,
+        time: Timestamp,
+        asked_at: BootTime,
+        heard_at: BootTime,
+        wall: Timestamp,
+    ) -> Result<(), TimeJump> {
+        if let Some(known) = self.earliest(heard_at) {
+            let apart = wall.since(time).max(time.since(wall));
+            if time.since(known) > Self::LARGEST_STEP && apart > Self::LARGEST_STEP {
+                return Err(TimeJump {
+                    stated: time,
+                    known,
+                    wall,
+                });
+            }
+        }
+        if self.earliest(heard_at).is_none_or(|known| known < time) {
+            self.mark = Some(Mark {
+                boot_id: self.boot_id,
+                at: heard_at,
+                time,
+            });
+        }
+        let answer = Answer {
+            time,
+            asked_at,
+            heard_at,
+        };
+        let better = self.answer.is_none_or(|held| {
+            answer.round_trip() <= held.round_trip() || heard_at.since(held.heard_at) >= Self::ANSWER_AGES
+        });
+        if better {
+            self.answer = Some(answer);
+        }
+        Ok(())
+    }
+
+    /// The earliest that true time can be. `None` before the first word of a server.
+    pub fn earliest(&self, now: BootTime) -> Option<Timestamp> {
+        self.mark
+            .and_then(|mark| mark.time.checked_add(now.since(mark.at)))
+    }
+
+    /// The latest that true time can be: the answer may be as old as its question. Grants are measured by it,
+    /// so that a delayed answer shortens and never lengthens. `None` before the first answer of this boot.
+    pub fn latest(&self, now: BootTime) -> Option<Timestamp> {
+        let answer = self.answer?;
+        let stated = answer.time.checked_add(now.since(answer.asked_at))?;
+        Some(self.earliest(now).map_or(stated, |earliest| earliest.max(stated)))
+    }
+
+    /// What goes to disk as the high-water mark.
+    pub fn mark(&self, now: BootTime) -> Option<Mark> {
+        self.earliest(now).map(|time| Mark {
+            boot_id: self.boot_id,
+            at: now,
+            time,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn boot(seconds: u64) -> BootTime {
+        BootTime::new(Duration::from_secs(seconds))
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    const FIRST: BootId = BootId(Uuid::from_u128(1));
+    const SECOND: BootId = BootId(Uuid::from_u128(2));
+
+    #[test]
+    fn true_time_lies_between_the_answer_and_its_question() {
+        let mut clock = HostClock::new(FIRST, None);
+        assert_eq!(clock.latest(boot(10)), None);
+        let noon = at("2026-11-22T12:00:00Z");
+        clock.hear(noon, boot(10), boot(12), noon).unwrap();
+        assert_eq!(clock.earliest(boot(20)), Some(at("2026-11-22T12:00:08Z")));
+        assert_eq!(clock.latest(boot(20)), Some(at("2026-11-22T12:00:10Z")));
+    }
+
+    #[test]
+    fn a_server_that_turns_its_clock_back_does_not_turn_back_the_host() {
+        let mut clock = HostClock::new(FIRST, None);
+        let noon = at("2026-11-22T12:00:00Z");
+        clock.hear(noon, boot(10), boot(10), noon).unwrap();
+        clock
+            .hear(at("2026-11-22T09:00:00Z"), boot(11), boot(11), noon)
+            .unwrap();
+        assert_eq!(clock.latest(boot(11)), Some(at("2026-11-22T12:00:01Z")));
+    }
+
+    #[test]
+    fn a_leap_of_more_than_a_day_needs_the_wall_clock() {
+        let noon = at("2026-11-22T12:00:00Z");
+        let later = at("2027-11-22T12:00:00Z");
+        let mut clock = HostClock::new(FIRST, None);
+        clock.hear(noon, boot(1), boot(1), noon).unwrap();
+        assert!(clock.hear(later, boot(2), boot(2), noon).is_err());
+        assert_eq!(clock.latest(boot(2)), Some(at("2026-11-22T12:00:01Z")));
+        clock.hear(later, boot(2), boot(2), later).unwrap();
+        assert_eq!(clock.latest(boot(2)), Some(later));
+    }
+
+    #[test]
+    fn the_mark_of_an_earlier_boot_still_holds() {
+        let mark = Mark {
+            boot_id: FIRST,
+            at: boot(5000),
+            time: at("2026-11-22T12:00:00Z"),
+        };
+        let clock = HostClock::new(SECOND, Some(mark));
+        assert_eq!(clock.earliest(boot(30)), Some(at("2026-11-22T12:00:30Z")));
+        assert_eq!(clock.latest(boot(30)), None);
+    }
+}

@@ -1,0 +1,358 @@
+//! The ledger: the verified grants of this host, when each begins and ends on its clock, and the policy.
+//!
+//! Changes are considered first ([`Ledger::consider`]), so that the host can close at once, write to disk, and
+//! only then open. Everything read back from disk is verified again.
+
+mod change;
+mod record;
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use crate::assignment::{Digest, Generation};
+use crate::clock::HostClock;
+use crate::grant::{Grant, VerifiedGrant};
+use crate::host::HostRules;
+use crate::id::{GrantId, MachineId};
+use crate::keys::VerifiedKeys;
+use crate::policy::VerifiedPolicy;
+use crate::port::{PortKey, PortSpan};
+use crate::ruleset::{End, OpeningKey, Ruleset};
+use crate::signing::PublicKey;
+use crate::time::{BootTime, Timestamp};
+
+pub use change::{AssignmentRefused, Change, LeftOut};
+pub use record::{AssignedRecord, Boot, Record, Replayed};
+
+/// The most grants that a host takes.
+pub const MOST_GRANTS: usize = 20_000;
+
+/// Why an opening ended before its time, or at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Closing {
+    Expired,
+    /// The server's assignment no longer has the grant.
+    Removed,
+    /// The key that signed it is no longer on the root's list, or the host's ceiling was lowered.
+    NoLongerValid,
+}
+
+impl Closing {
+    /// The stable code that receipts carry.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Expired => "EXPIRED",
+            Self::Removed => "REMOVED",
+            Self::NoLongerValid => "NO_LONGER_VALID",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Accepted {
+    grant: VerifiedGrant,
+    start: BootTime,
+    /// Fixed at the first acceptance; whatever comes later only shortens it.
+    end: BootTime,
+    /// After a reboot, until the server is heard: what the wall clock says at the least.
+    wall_end: Option<BootTime>,
+    opened: bool,
+    closed: bool,
+}
+
+impl Accepted {
+    fn end(&self) -> BootTime {
+        self.wall_end.map_or(self.end, |wall_end| wall_end.min(self.end))
+    }
+
+    fn is_open(&self, now: BootTime) -> bool {
+        self.start <= now && now < self.end()
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Entry {
+    Accepted(Box<Accepted>),
+    /// Kept for the digest, and so that it is judged again only when the whole comes.
+    Refused(String),
+}
+
+/// A grant as the ledger holds it, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held<'l> {
+    pub grant: &'l Grant,
+    pub start: BootTime,
+    pub end: BootTime,
+}
+
+/// See the module's documentation.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    machine: MachineId,
+    root: PublicKey,
+    generation: Generation,
+    keys: Option<VerifiedKeys>,
+    policy: Option<VerifiedPolicy>,
+    /// Ports of a policy that is being written to disk: shut already.
+    guarded_early: Vec<PortSpan>,
+    entries: BTreeMap<GrantId, Entry>,
+    /// Closed before their end, with that end: a server restored from an old copy may send them again.
+    revoked: BTreeMap<GrantId, Timestamp>,
+}
+
+impl Ledger {
+    /// An empty ledger of a host that just joined. `root` was pinned at enrolment.
+    pub const fn new(machine: MachineId, root: PublicKey) -> Self {
+        Self {
+            machine,
+            root,
+            generation: Generation(0),
+            keys: None,
+            policy: None,
+            guarded_early: Vec::new(),
+            entries: BTreeMap::new(),
+            revoked: BTreeMap::new(),
+        }
+    }
+
+    pub const fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    pub const fn keys(&self) -> Option<&VerifiedKeys> {
+        self.keys.as_ref()
+    }
+
+    pub const fn policy(&self) -> Option<&VerifiedPolicy> {
+        self.policy.as_ref()
+    }
+
+    pub const fn machine(&self) -> MachineId {
+        self.machine
+    }
+
+    /// Over all assigned grants, the refused ones too.
+    pub fn digest(&self) -> Digest {
+        Digest::of(self.entries.keys())
+    }
+
+    /// The grants that are open or will open, in the order of their ids.
+    pub fn held(&self, now: BootTime) -> impl Iterator<Item = Held<'_>> {
+        self.accepted()
+            .filter(move |(_, accepted)| now < accepted.end())
+            .map(|(_, accepted)| Held {
+                grant: accepted.grant.grant(),
+                start: accepted.start,
+                end: accepted.end(),
+            })
+    }
+
+    fn accepted(&self) -> impl Iterator<Item = (GrantId, &Accepted)> {
+        self.entries.iter().filter_map(|(id, entry)| match entry {
+            Entry::Accepted(accepted) => Some((*id, accepted.as_ref())),
+            Entry::Refused(_) => None,
+        })
+    }
+
+    /// The closing half of a change: needs neither disk nor network, and comes first.
+    pub fn close(&mut self, change: &Change) {
+        for (id, why) in &change.closing {
+            match why {
+                Closing::NoLongerValid => {
+                    self.entries.insert(*id, Entry::Refused(why.code().to_string()));
+                }
+                Closing::Removed | Closing::Expired => self.remove(*id),
+            }
+        }
+        if let Some(policy) = &change.policy {
+            self.guarded_early.clone_from(&policy.policy().guarded);
+        }
+    }
+
+    fn remove(&mut self, id: GrantId) {
+        if let Some(Entry::Accepted(accepted)) = self.entries.remove(&id) {
+            self.revoked.insert(id, accepted.grant.grant().not_after);
+        }
+    }
+
+    /// What has ended by itself needs no remembering, and no server may fill the memory: the oldest ids go first.
+    fn forget_revoked(&mut self, now: Timestamp) {
+        self.revoked.retain(|_, not_after| *not_after > now);
+        while self.revoked.len() > MOST_GRANTS {
+            self.revoked.pop_first();
+        }
+    }
+
+    /// The opening half: only once the change's record is on disk.
+    pub fn commit(&mut self, change: Change) {
+        self.close(&change);
+        let Change {
+            record,
+            keys,
+            policy,
+            accepted,
+            refused,
+            ..
+        } = change;
+        self.forget_revoked(record.mark.time);
+        self.generation = record.generation;
+        self.keys = keys.or_else(|| self.keys.take());
+        self.policy = policy.or_else(|| self.policy.take());
+        self.guarded_early.clear();
+        self.entries.extend(
+            accepted
+                .into_iter()
+                .map(|(id, accepted)| (id, Entry::Accepted(accepted))),
+        );
+        self.entries.extend(
+            refused
+                .into_iter()
+                .map(|(id, rejected)| (id, Entry::Refused(rejected.code().to_string()))),
+        );
+    }
+
+    /// What should hold now: the host's own file, the policy's ports, and the grants that are open.
+    pub fn ruleset(&self, host: &HostRules, now: BootTime) -> Ruleset {
+        let policy = self.policy.iter().flat_map(|policy| &policy.policy().guarded);
+        let spans = host.guarded.iter().chain(policy).chain(&self.guarded_early);
+        let mut ruleset = base_ruleset(host, spans.flat_map(|span| span.keys()).collect());
+        for (_, accepted) in self.accepted().filter(|(_, accepted)| accepted.is_open(now)) {
+            let grant = accepted.grant.grant();
+            for source in &grant.sources {
+                for key in grant.ports.iter().flat_map(|span| span.keys()) {
+                    ruleset.open(OpeningKey { source: *source, key }, End::At(accepted.end()));
+                }
+            }
+        }
+        ruleset
+    }
+
+    /// When the ruleset changes next by itself: a start or an end.
+    pub fn next_deadline(&self, now: BootTime) -> Option<BootTime> {
+        self.accepted()
+            .flat_map(|(_, accepted)| [accepted.start, accepted.end()])
+            .filter(|moment| *moment > now)
+            .min()
+    }
+
+    /// Openings and ends that no receipt has been made for yet.
+    pub fn unreported(&self, now: BootTime) -> Unreported {
+        let mut unreported = Unreported::default();
+        for (id, accepted) in self.accepted() {
+            if accepted.is_open(now) && !accepted.opened {
+                unreported.opened.push(id);
+            }
+            if accepted.end() <= now && !accepted.closed {
+                unreported.closed.push(id);
+            }
+        }
+        unreported
+    }
+
+    /// Receipts were made; the record for the ledger's file, which may be written late.
+    pub fn reported(&mut self, unreported: Unreported) -> Record {
+        let Unreported { opened, closed } = unreported;
+        self.mark_reported(&opened, &closed);
+        Record::Reported { opened, closed }
+    }
+
+    fn mark_reported(&mut self, opened: &[GrantId], closed: &[GrantId]) {
+        for id in opened {
+            if let Some(Entry::Accepted(accepted)) = self.entries.get_mut(id) {
+                accepted.opened = true;
+            }
+        }
+        for id in closed {
+            if let Some(Entry::Accepted(accepted)) = self.entries.get_mut(id) {
+                accepted.closed = true;
+            }
+        }
+    }
+
+    /// Whether a grant is in the ledger and has not been reported as closed.
+    pub fn was_opened(&self, id: GrantId) -> bool {
+        matches!(self.entries.get(&id), Some(Entry::Accepted(accepted)) if accepted.opened && !accepted.closed)
+    }
+
+    /// The server was heard after a reboot: what it says of the time takes the wall clock's place. Ends that
+    /// were fixed before only get shorter. Gives a record if anything changed.
+    pub fn settle(&mut self, clock: &HostClock, now: BootTime) -> Option<Record> {
+        let (latest, mark) = (clock.latest(now)?, clock.mark(now)?);
+        let mut changed = false;
+        for entry in self.entries.values_mut() {
+            if let Entry::Accepted(accepted) = entry
+                && accepted.wall_end.take().is_some()
+            {
+                let left = accepted.grant.grant().not_after.since(latest);
+                accepted.end = accepted.end.min(now.plus(left));
+                changed = true;
+            }
+        }
+        changed.then(|| Record::Carried {
+            mark,
+            ends: self.ends(),
+            settled: true,
+        })
+    }
+
+    fn ends(&self) -> Vec<(GrantId, BootTime, BootTime)> {
+        self.accepted()
+            .map(|(id, accepted)| (id, accepted.start, accepted.end))
+            .collect()
+    }
+
+    /// What holds without any grant: keys and policy. The generation is zero, so that the whole is sent again.
+    #[must_use]
+    pub fn without_grants(self) -> Self {
+        Self {
+            generation: Generation(0),
+            guarded_early: Vec::new(),
+            entries: BTreeMap::new(),
+            ..self
+        }
+    }
+
+    /// Whether the server had it closed before its end.
+    pub fn was_revoked(&self, id: GrantId) -> bool {
+        self.revoked.contains_key(&id)
+    }
+
+    /// The stable code of an assigned grant that was refused.
+    pub fn refused_as(&self, id: GrantId) -> Option<&str> {
+        match self.entries.get(&id)? {
+            Entry::Refused(code) => Some(code),
+            Entry::Accepted(_) => None,
+        }
+    }
+}
+
+/// Openings and ends without a receipt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unreported {
+    pub opened: Vec<GrantId>,
+    pub closed: Vec<GrantId>,
+}
+
+impl Unreported {
+    pub fn is_empty(&self) -> bool {
+        self.opened.is_empty() && self.closed.is_empty()
+    }
+}
+
+pub(crate) fn base_ruleset(host: &HostRules, guarded: BTreeSet<PortKey>) -> Ruleset {
+    let mut ruleset = Ruleset::new(guarded.clone(), host.unguarded_interfaces.clone(), host.udp_grace);
+    for source in &host.trusted_sources {
+        for key in &guarded {
+            ruleset.open(
+                OpeningKey {
+                    source: *source,
+                    key: *key,
+                },
+                End::Never,
+            );
+        }
+    }
+    ruleset
+}

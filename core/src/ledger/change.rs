@@ -1,0 +1,361 @@
+//! Judging an assignment against what the host has.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::record::Envelope;
+use super::{Accepted, AssignedRecord, Closing, Entry, Ledger, MOST_GRANTS, Record};
+use crate::assignment::{Assigned, Assignment, Digest, Generation};
+use crate::ceiling::Ceiling;
+use crate::clock::{HostClock, Mark};
+use crate::grant::{Grant, GrantRejected, SignedGrant, VerifiedGrant};
+use crate::id::{GrantId, MachineId};
+use crate::keys::{ListNumber, VerifiedKeys};
+use crate::policy::{PolicyRejected, VerifiedPolicy};
+use crate::signing::EnvelopeRejected;
+use crate::time::{BootTime, Timestamp};
+
+/// How far ahead of the host's time a generation (microseconds since 1970) may lie.
+const GENERATION_AHEAD: Duration = Duration::from_secs(24 * 3600);
+
+/// Why an assignment is not taken. The host keeps what it has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AssignmentRefused {
+    #[error("generation {offered} is not later than {held}, which the host already has")]
+    Stale { offered: Generation, held: Generation },
+    #[error("generation {offered} lies more than a day ahead of the host's time")]
+    AheadOfTime { offered: Generation },
+    #[error("the host has not heard the server's time yet")]
+    TimeUnknown,
+    #[error("the change starts from generation {base}, the host has {held}: send the whole")]
+    OtherBase { base: Generation, held: Generation },
+    #[error("count or digest of the grants does not fit: send the whole")]
+    DigestDiffers,
+}
+
+impl AssignmentRefused {
+    /// Whether the whole assignment would help.
+    pub const fn needs_whole(&self) -> bool {
+        matches!(self, Self::OtherBase { .. } | Self::DigestDiffers)
+    }
+}
+
+/// Something of an assignment that was left out, while the rest was taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LeftOut {
+    #[error("key list refused: {0}")]
+    Keys(#[source] EnvelopeRejected),
+    #[error("key list {offered:?} refused: the host already has {held:?}")]
+    OlderKeys { offered: ListNumber, held: ListNumber },
+    #[error("policy refused: {0}")]
+    Policy(#[source] PolicyRejected),
+    #[error("policy refused: no key list is known to check it with")]
+    NoKeys,
+}
+
+impl LeftOut {
+    /// The stable code that events and logs carry.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Keys(rejected) => rejected.code(),
+            Self::OlderKeys { .. } => "KEYS_OLDER",
+            Self::Policy(rejected) => rejected.code(),
+            Self::NoKeys => "KEYS_MISSING",
+        }
+    }
+}
+
+/// A considered assignment: what goes to disk, and what becomes of it once it is there.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub(super) record: AssignedRecord,
+    pub(super) keys: Option<VerifiedKeys>,
+    pub(super) policy: Option<VerifiedPolicy>,
+    pub(super) closing: Vec<(GrantId, Closing)>,
+    pub(super) accepted: Vec<(GrantId, Box<Accepted>)>,
+    pub(super) refused: Vec<(GrantId, GrantRejected)>,
+    pub(super) left_out: Vec<LeftOut>,
+}
+
+impl Change {
+    /// For the ledger's file, before [`Ledger::commit`].
+    pub fn record(&self) -> Record {
+        Record::Assigned(self.record.clone())
+    }
+
+    /// Grants that close with it, if they were open.
+    pub fn closing(&self) -> &[(GrantId, Closing)] {
+        &self.closing
+    }
+
+    pub fn refused(&self) -> &[(GrantId, GrantRejected)] {
+        &self.refused
+    }
+
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
+    }
+}
+
+impl Ledger {
+    /// Judges an assignment against what the host has. Nothing changes yet.
+    ///
+    /// # Errors
+    /// What is older, too far ahead, or doesn't fit the grants that the host has.
+    pub fn consider(
+        &self,
+        assignment: &Assignment,
+        ceiling: Option<&Ceiling>,
+        clock: &HostClock,
+        now: BootTime,
+    ) -> Result<Change, AssignmentRefused> {
+        let latest = clock.latest(now).ok_or(AssignmentRefused::TimeUnknown)?;
+        let mark = clock.mark(now).ok_or(AssignmentRefused::TimeUnknown)?;
+        let mut left_out = Vec::new();
+        let keys = self.newer_keys(assignment, &mut left_out);
+        let known = keys.as_ref().or(self.keys.as_ref());
+        self.check_generation(assignment, keys.as_ref(), latest)?;
+        let policy = self.newer_policy(assignment, known, &mut left_out);
+
+        let (mut closing, remaining) = self.closing(assignment);
+        if Digest::of(&remaining) != assignment.digest {
+            return Err(AssignmentRefused::DigestDiffers);
+        }
+        let (accepted, refused) = self.judge_added(assignment, &remaining, |grant| {
+            judge(grant.id, &grant.envelope, known, self.machine, ceiling, latest)
+                .map(|grant| fix(grant, latest, now))
+        });
+        // Keys that left the list take their grants with them.
+        if let Some(keys) = &keys {
+            let fallen = self.accepted().filter(|(id, held)| {
+                remaining.contains(id)
+                    && held
+                        .grant
+                        .envelope()
+                        .verify_timeless(keys, self.machine, ceiling)
+                        .is_err()
+            });
+            closing.extend(fallen.map(|(id, _)| (id, Closing::NoLongerValid)));
+        }
+        let record = record(
+            assignment.generation,
+            mark,
+            keys.as_ref(),
+            policy.as_ref(),
+            &closing,
+            &accepted,
+            &refused,
+        );
+        Ok(Change {
+            record,
+            keys,
+            policy,
+            closing,
+            accepted,
+            refused,
+            left_out,
+        })
+    }
+
+    /// What the assignment takes away, and the ids that the host has after it.
+    fn closing(&self, assignment: &Assignment) -> (Vec<(GrantId, Closing)>, BTreeSet<GrantId>) {
+        let mut remaining: BTreeSet<GrantId> = self.entries.keys().copied().collect();
+        let added: BTreeSet<GrantId> = assignment.added.iter().map(|added| added.id).collect();
+        let mut gone: BTreeSet<GrantId> = assignment
+            .removed
+            .iter()
+            .filter(|id| remaining.contains(id))
+            .copied()
+            .collect();
+        if assignment.base.is_none() {
+            gone.extend(remaining.difference(&added));
+        }
+        remaining.retain(|id| !gone.contains(id));
+        remaining.extend(&added);
+        (
+            gone.into_iter().map(|id| (id, Closing::Removed)).collect(),
+            remaining,
+        )
+    }
+
+    fn judge_added(
+        &self,
+        assignment: &Assignment,
+        remaining: &BTreeSet<GrantId>,
+        verdict: impl Fn(&Assigned) -> Result<Accepted, GrantRejected>,
+    ) -> Judged {
+        let (mut accepted, mut refused) = (Vec::new(), Vec::new());
+        let mut room = MOST_GRANTS.saturating_sub(remaining.len().saturating_sub(assignment.added.len()));
+        for added in &assignment.added {
+            if let Some(Entry::Accepted(held)) = self.entries.get(&added.id)
+                && held.grant.envelope() == &added.envelope
+            {
+                continue;
+            }
+            let verdict = if self.revoked.contains_key(&added.id) {
+                Err(GrantRejected::Revoked)
+            } else if room == 0 {
+                Err(GrantRejected::TooMany(MOST_GRANTS))
+            } else {
+                verdict(added)
+            };
+            match verdict {
+                Ok(grant) => {
+                    room = room.saturating_sub(1);
+                    accepted.push((added.id, Box::new(grant)));
+                }
+                Err(rejected) => refused.push((added.id, rejected)),
+            }
+        }
+        (accepted, refused)
+    }
+
+    fn newer_keys(&self, assignment: &Assignment, left_out: &mut Vec<LeftOut>) -> Option<VerifiedKeys> {
+        let envelope = assignment.keys.as_ref()?;
+        let held = self.keys.as_ref().map(VerifiedKeys::number);
+        match VerifiedKeys::verify(envelope, &self.root) {
+            Err(rejected) => left_out.push(LeftOut::Keys(rejected)),
+            Ok(keys) => match held {
+                Some(held) if keys.number() < held => {
+                    left_out.push(LeftOut::OlderKeys {
+                        offered: keys.number(),
+                        held,
+                    });
+                }
+                Some(held) if keys.number() == held => {}
+                Some(_) | None => return Some(keys),
+            },
+        }
+        None
+    }
+
+    fn newer_policy(
+        &self,
+        assignment: &Assignment,
+        keys: Option<&VerifiedKeys>,
+        left_out: &mut Vec<LeftOut>,
+    ) -> Option<VerifiedPolicy> {
+        let envelope = assignment.policy.as_ref()?;
+        let Some(keys) = keys else {
+            left_out.push(LeftOut::NoKeys);
+            return None;
+        };
+        match VerifiedPolicy::verify(envelope, keys, self.machine) {
+            Err(rejected) => left_out.push(LeftOut::Policy(rejected)),
+            Ok(policy) => match self.policy.as_ref().map(VerifiedPolicy::rank) {
+                Some(held) if policy.rank() < held => {
+                    let (epoch, offered) = policy.rank();
+                    left_out.push(LeftOut::Policy(PolicyRejected::Older { epoch, offered }));
+                }
+                Some(held) if policy.rank() == held => {}
+                Some(_) | None => return Some(policy),
+            },
+        }
+        None
+    }
+
+    /// A key list of a later epoch (after a theft) starts the count anew.
+    fn check_generation(
+        &self,
+        assignment: &Assignment,
+        keys: Option<&VerifiedKeys>,
+        latest: Timestamp,
+    ) -> Result<(), AssignmentRefused> {
+        let offered = assignment.generation;
+        let held = self.generation;
+        let new_epoch = match (keys, &self.keys) {
+            (Some(new), Some(old)) => new.number().epoch > old.number().epoch,
+            _ => false,
+        };
+        let reached = latest
+            .checked_add(GENERATION_AHEAD)
+            .map_or(i64::MAX, Timestamp::micros);
+        if u64::try_from(reached).is_ok_and(|reached| offered.0 > reached) {
+            return Err(AssignmentRefused::AheadOfTime { offered });
+        }
+        match assignment.base {
+            // The whole of the same generation may come again: it is the answer to a doubt.
+            None if offered >= held || new_epoch => Ok(()),
+            Some(base) if base == held && offered > held => Ok(()),
+            Some(base) if offered > held => Err(AssignmentRefused::OtherBase { base, held }),
+            None | Some(_) => Err(AssignmentRefused::Stale { offered, held }),
+        }
+    }
+}
+
+fn judge(
+    id: GrantId,
+    envelope: &SignedGrant,
+    keys: Option<&VerifiedKeys>,
+    machine: MachineId,
+    ceiling: Option<&Ceiling>,
+    latest: Timestamp,
+) -> Result<VerifiedGrant, GrantRejected> {
+    let keys = keys.ok_or(GrantRejected::NoKeys)?;
+    let grant = envelope.verify(keys, machine, ceiling, latest)?;
+    if grant.grant().id == id {
+        Ok(grant)
+    } else {
+        let why = "the assignment names it by another id".to_string();
+        Err(EnvelopeRejected::PayloadMalformed(why).into())
+    }
+}
+
+/// The end is the least of what the server's time leaves and the grant's own length; verification has held
+/// the length against the ceiling.
+fn fix(grant: VerifiedGrant, latest: Timestamp, now: BootTime) -> Accepted {
+    let Grant {
+        not_before,
+        not_after,
+        ..
+    } = *grant.grant();
+    let start = now.plus(not_before.since(latest));
+    let end = now
+        .plus(not_after.since(latest))
+        .min(start.plus(grant.grant().length()));
+    Accepted {
+        grant,
+        start,
+        end,
+        wall_end: None,
+        opened: false,
+        closed: false,
+    }
+}
+
+type Judged = (Vec<(GrantId, Box<Accepted>)>, Vec<(GrantId, GrantRejected)>);
+
+fn record(
+    generation: Generation,
+    mark: Mark,
+    keys: Option<&VerifiedKeys>,
+    policy: Option<&VerifiedPolicy>,
+    closing: &[(GrantId, Closing)],
+    accepted: &[(GrantId, Box<Accepted>)],
+    refused: &[(GrantId, GrantRejected)],
+) -> AssignedRecord {
+    let because = |cause: Closing| {
+        closing
+            .iter()
+            .filter(move |(_, why)| *why == cause)
+            .map(|(id, _)| *id)
+    };
+    let fallen = because(Closing::NoLongerValid).map(|id| (id, Closing::NoLongerValid.code().to_string()));
+    let refused = refused
+        .iter()
+        .map(|(id, rejected)| (*id, rejected.code().to_string()));
+    AssignedRecord {
+        generation,
+        whole: false,
+        mark,
+        keys: keys.map(|keys| Envelope(keys.envelope().to_vec())),
+        policy: policy.map(|policy| Envelope(policy.envelope().to_vec())),
+        removed: because(Closing::Removed).collect(),
+        accepted: accepted.iter().map(|(id, held)| held.kept(*id)).collect(),
+        refused: refused.chain(fallen).collect(),
+        revoked: Vec::new(),
+    }
+}

@@ -1,0 +1,317 @@
+//! The ledger on disk: what is written, and how it is read back.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Accepted, Entry, Ledger, LeftOut};
+use crate::assignment::Generation;
+use crate::ceiling::Ceiling;
+use crate::clock::Mark;
+use crate::grant::SignedGrant;
+use crate::id::{GrantId, MachineId};
+use crate::keys::VerifiedKeys;
+use crate::policy::VerifiedPolicy;
+use crate::signing::{PublicKey, base64_bytes};
+use crate::time::{BootId, BootTime, Timestamp};
+
+/// One line of the ledger's file, written and read as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Record {
+    Assigned(AssignedRecord),
+    /// Ends on the clock of a new boot.
+    Carried {
+        mark: Mark,
+        ends: Vec<(GrantId, BootTime, BootTime)>,
+        /// Whether the server was heard in that boot; until then the wall clock bounds them too.
+        settled: bool,
+    },
+    /// Receipts were made for these.
+    Reported {
+        opened: Vec<GrantId>,
+        closed: Vec<GrantId>,
+    },
+    Marked(Mark),
+}
+
+/// An assignment as the host took it. One record, so that it holds whole or not at all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AssignedRecord {
+    pub(super) generation: Generation,
+    /// What isn't named here goes.
+    pub(super) whole: bool,
+    pub(super) mark: Mark,
+    pub(super) keys: Option<Envelope>,
+    pub(super) policy: Option<Envelope>,
+    pub(super) removed: Vec<GrantId>,
+    pub(super) accepted: Vec<Kept>,
+    pub(super) refused: Vec<(GrantId, String)>,
+    /// With `whole`: what was closed before its end, with that end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) revoked: Vec<(GrantId, Timestamp)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Envelope(#[serde(with = "base64_bytes")] pub(super) Vec<u8>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Kept {
+    id: GrantId,
+    envelope: SignedGrant,
+    start: BootTime,
+    end: BootTime,
+}
+
+/// The start of the host that a ledger is read in.
+#[derive(Clone, Copy, Debug)]
+pub struct Boot {
+    pub id: BootId,
+    pub now: BootTime,
+    /// What the wall clock says; it may be wrong.
+    pub wall: Timestamp,
+}
+
+/// A ledger read back from its file.
+#[derive(Debug)]
+pub struct Replayed {
+    pub ledger: Ledger,
+    /// The last mark on disk, for [`HostClock::new`].
+    pub mark: Option<Mark>,
+    /// After a reboot: the record of the new ends, to be written before anything opens.
+    pub carried: Option<Record>,
+    /// What no longer verified.
+    pub left_out: Vec<LeftOut>,
+    /// Grants that were reported as open and that no longer verify, for instance after the ceiling was lowered.
+    pub fallen: Vec<GrantId>,
+}
+
+impl Ledger {
+    /// The fewest records that rebuild this ledger, for compaction.
+    pub fn snapshot(&self, mark: Mark) -> Vec<Record> {
+        let record = AssignedRecord {
+            generation: self.generation,
+            whole: true,
+            mark,
+            keys: self.keys.as_ref().map(|keys| Envelope(keys.envelope().to_vec())),
+            policy: self
+                .policy
+                .as_ref()
+                .map(|policy| Envelope(policy.envelope().to_vec())),
+            removed: Vec::new(),
+            accepted: self.accepted().map(|(id, accepted)| accepted.kept(id)).collect(),
+            refused: self
+                .entries
+                .iter()
+                .filter_map(|(id, entry)| match entry {
+                    Entry::Accepted(_) => None,
+                    Entry::Refused(code) => Some((*id, code.clone())),
+                })
+                .collect(),
+            revoked: self
+                .revoked
+                .iter()
+                .map(|(id, not_after)| (*id, *not_after))
+                .collect(),
+        };
+        let opened = self
+            .accepted()
+            .filter(|(_, accepted)| accepted.opened)
+            .map(|(id, _)| id)
+            .collect();
+        let closed = self
+            .accepted()
+            .filter(|(_, accepted)| accepted.closed)
+            .map(|(id, _)| id)
+            .collect();
+        let mut records = alloc::vec![Record::Assigned(record), Record::Reported { opened, closed }];
+        let unsettled: Vec<_> = self
+            .accepted()
+            .filter(|(_, accepted)| accepted.wall_end.is_some())
+            .map(|(id, accepted)| (id, accepted.start, accepted.end))
+            .collect();
+        if !unsettled.is_empty() {
+            records.push(Record::Carried {
+                mark,
+                ends: unsettled,
+                settled: false,
+            });
+        }
+        records
+    }
+
+    /// Rebuilds the ledger from its file. What no longer verifies (keys, machine, ceiling) is refused.
+    ///
+    /// In another boot than the file's last, each grant has at most what remained to it at the last mark, and
+    /// until the server is heard no more than the wall clock leaves it, if that isn't plainly behind.
+    pub fn replay(
+        machine: MachineId,
+        root: PublicKey,
+        records: impl IntoIterator<Item = Record>,
+        ceiling: Option<&Ceiling>,
+        boot: Boot,
+    ) -> Replayed {
+        let mut ledger = Self::new(machine, root);
+        let mut mark: Option<Mark> = None;
+        let mut left_out = Vec::new();
+        let mut fallen = BTreeSet::new();
+        let mut unsettled = BTreeSet::new();
+        for record in records {
+            match record {
+                Record::Assigned(assigned) => {
+                    mark = Some(assigned.mark);
+                    ledger.replay_assigned(assigned, ceiling, &mut left_out);
+                }
+                Record::Carried {
+                    mark: carried,
+                    ends,
+                    settled,
+                } => {
+                    mark = Some(carried);
+                    unsettled.clear();
+                    for (id, start, end) in ends {
+                        if let Some(Entry::Accepted(accepted)) = ledger.entries.get_mut(&id) {
+                            (accepted.start, accepted.end) = (start, end);
+                            unsettled.extend((!settled).then_some(id));
+                        }
+                    }
+                }
+                Record::Reported { opened, closed } => {
+                    fallen.extend(
+                        opened
+                            .iter()
+                            .filter(|id| ledger.refused_as(**id).is_some())
+                            .copied(),
+                    );
+                    fallen.retain(|id| !closed.contains(id));
+                    ledger.mark_reported(&opened, &closed);
+                }
+                Record::Marked(marked) => mark = Some(marked),
+            }
+        }
+        fallen.retain(|id| ledger.refused_as(*id).is_some());
+        let carried = match mark {
+            Some(mark) if mark.boot_id != boot.id => Some(ledger.carry(mark, boot)),
+            Some(mark) => {
+                let earliest = mark
+                    .time
+                    .checked_add(boot.now.since(mark.at))
+                    .unwrap_or(mark.time);
+                ledger.bound_by_wall(&unsettled, earliest, boot);
+                None
+            }
+            None => None,
+        };
+        Replayed {
+            ledger,
+            mark,
+            carried,
+            left_out,
+            fallen: fallen.into_iter().collect(),
+        }
+    }
+
+    /// Until the server is heard, the wall clock counts too, if it isn't plainly behind.
+    fn bound_by_wall(&mut self, ids: &BTreeSet<GrantId>, earliest: Timestamp, boot: Boot) {
+        for id in ids {
+            if let Some(Entry::Accepted(accepted)) = self.entries.get_mut(id) {
+                let left = accepted.grant.grant().not_after.since(boot.wall);
+                accepted.wall_end = (boot.wall >= earliest).then(|| boot.now.plus(left));
+            }
+        }
+    }
+
+    fn replay_assigned(
+        &mut self,
+        assigned: AssignedRecord,
+        ceiling: Option<&Ceiling>,
+        left_out: &mut Vec<LeftOut>,
+    ) {
+        if assigned.whole {
+            self.entries.clear();
+            self.revoked = assigned.revoked.into_iter().collect();
+        }
+        self.generation = assigned.generation;
+        if let Some(Envelope(envelope)) = assigned.keys {
+            match VerifiedKeys::verify(&envelope, &self.root) {
+                Ok(keys) => self.keys = Some(keys),
+                Err(rejected) => left_out.push(LeftOut::Keys(rejected)),
+            }
+        }
+        for id in assigned.removed {
+            self.remove(id);
+        }
+        self.forget_revoked(assigned.mark.time);
+        for (id, code) in assigned.refused {
+            self.entries.insert(id, Entry::Refused(code));
+        }
+        let Some(keys) = self.keys.clone() else { return };
+        if let Some(Envelope(envelope)) = assigned.policy {
+            match VerifiedPolicy::verify(&envelope, &keys, self.machine) {
+                Ok(policy) => self.policy = Some(policy),
+                Err(rejected) => left_out.push(LeftOut::Policy(rejected)),
+            }
+        }
+        for Kept {
+            id,
+            envelope,
+            start,
+            end,
+        } in assigned.accepted
+        {
+            let entry = match envelope.verify_timeless(&keys, self.machine, ceiling) {
+                Ok(grant) if grant.grant().id == id => Entry::Accepted(Box::new(Accepted {
+                    grant,
+                    start,
+                    end,
+                    wall_end: None,
+                    opened: false,
+                    closed: false,
+                })),
+                Ok(_) => Entry::Refused("PAYLOAD_MALFORMED".to_string()),
+                Err(rejected) => Entry::Refused(rejected.code().to_string()),
+            };
+            self.entries.insert(id, entry);
+        }
+    }
+
+    fn carry(&mut self, mark: Mark, boot: Boot) -> Record {
+        for entry in self.entries.values_mut() {
+            if let Entry::Accepted(accepted) = entry {
+                accepted.start = boot.now.plus(accepted.start.since(mark.at));
+                accepted.end = boot.now.plus(accepted.end.since(mark.at));
+            }
+        }
+        let ids = self.accepted().map(|(id, _)| id).collect();
+        self.bound_by_wall(&ids, mark.time, boot);
+        let time = mark
+            .time
+            .max(mark.time.checked_add(boot.now.since_boot()).unwrap_or(mark.time));
+        Record::Carried {
+            mark: Mark {
+                boot_id: boot.id,
+                at: boot.now,
+                time,
+            },
+            ends: self.ends(),
+            settled: false,
+        }
+    }
+}
+
+impl Accepted {
+    pub(super) fn kept(&self, id: GrantId) -> Kept {
+        Kept {
+            id,
+            envelope: self.grant.envelope().clone(),
+            start: self.start,
+            end: self.end,
+        }
+    }
+}

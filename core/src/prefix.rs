@@ -1,0 +1,167 @@
+//! Source prefixes: a single address is a prefix of full length.
+
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::net::IpAddr;
+use core::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+/// An IPv4 or IPv6 prefix without host bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Prefix(IpNet);
+
+/// The address family of a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+impl Family {
+    /// The length in bits of an address, and so of the narrowest prefix.
+    pub const fn bits(self) -> u8 {
+        match self {
+            Self::Ipv4 => 32,
+            Self::Ipv6 => 128,
+        }
+    }
+}
+
+/// Why a text is no source prefix.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidPrefix {
+    #[error("`{0}` is not an address or prefix: write 192.0.2.7, 192.0.2.0/24 or 2001:db8::/64")]
+    NotAPrefix(String),
+    #[error("`{given}` has bits set beyond its length: did you mean {meant}?")]
+    HostBits { given: String, meant: Prefix },
+    #[error("`{0}` is an IPv4 address written as IPv6: write it as IPv4")]
+    Ipv4Mapped(String),
+}
+
+impl Prefix {
+    /// # Errors
+    /// Host bits beyond the length, or an IPv4 address mapped into IPv6 (`::ffff:0:0/96`, RFC 4291 2.5.5.2):
+    /// on the wire such a packet is IPv4, so the prefix would never match.
+    pub fn new(net: IpNet) -> Result<Self, InvalidPrefix> {
+        if let IpNet::V6(v6) = net
+            && v6.addr().to_ipv4_mapped().is_some()
+        {
+            return Err(InvalidPrefix::Ipv4Mapped(net.to_string()));
+        }
+        let meant = net.trunc();
+        if meant == net {
+            Ok(Self(net))
+        } else {
+            Err(InvalidPrefix::HostBits {
+                given: net.to_string(),
+                meant: Self(meant),
+            })
+        }
+    }
+
+    pub fn family(self) -> Family {
+        match self.0 {
+            IpNet::V4(_) => Family::Ipv4,
+            IpNet::V6(_) => Family::Ipv6,
+        }
+    }
+
+    /// The first address of the prefix.
+    pub fn address(self) -> IpAddr {
+        self.0.addr()
+    }
+
+    /// The length in bits.
+    pub fn length(self) -> u8 {
+        self.0.prefix_len()
+    }
+
+    pub fn contains(self, address: IpAddr) -> bool {
+        self.0.contains(&address)
+    }
+
+    pub fn covers(self, other: Self) -> bool {
+        self.0.contains(&other.0)
+    }
+
+    /// The prefix of `length` bits that `address` lies in, if the family has that many bits.
+    pub fn around(address: IpAddr, length: u8) -> Option<Self> {
+        IpNet::new(address, length).ok().map(|net| Self(net.trunc()))
+    }
+}
+
+/// An address alone. An IPv4 address mapped into IPv6 becomes the IPv4 address it stands for.
+impl From<IpAddr> for Prefix {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => Self(IpNet::V4(Ipv4Net::from(v4))),
+            IpAddr::V6(v6) => Self(IpNet::V6(Ipv6Net::from(v6))),
+        }
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = InvalidPrefix;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPrefix> {
+        let net = if text.contains('/') {
+            text.parse::<IpNet>().ok()
+        } else {
+            text.parse::<IpAddr>().ok().map(IpNet::from)
+        };
+        Self::new(net.ok_or_else(|| InvalidPrefix::NotAPrefix(text.to_string()))?)
+    }
+}
+
+impl TryFrom<String> for Prefix {
+    type Error = InvalidPrefix;
+
+    fn try_from(text: String) -> Result<Self, InvalidPrefix> {
+        text.parse()
+    }
+}
+
+impl From<Prefix> for String {
+    fn from(prefix: Prefix) -> Self {
+        prefix.0.to_string()
+    }
+}
+
+/// Always with its length, also for a single address.
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_prefix_of_full_length() {
+        assert_eq!("192.0.2.7".parse::<Prefix>().unwrap().to_string(), "192.0.2.7/32");
+        assert_eq!(
+            "2001:db8::7".parse::<Prefix>().unwrap().to_string(),
+            "2001:db8::7/128"
+        );
+    }
+
+    #[test]
+    fn what_is_no_prefix_is_refused_with_what_to_write() {
+        for (text, says) in [
+            ("", "not an address"),
+            ("192.0.2.0/33", "not an address"),
+            ("192.0.2.7/24", "did you mean 192.0.2.0/24"),
+            ("::ffff:192.0.2.7", "write it as IPv4"),
+            ("fe80::1%eth0", "not an address"),
+            ("web-1", "not an address"),
+        ] {
+            let error = text.parse::<Prefix>().unwrap_err().to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+}

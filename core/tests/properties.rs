@@ -1,0 +1,172 @@
+//! For any history of assignments and any packet at any time: a naive model over the raw grants allows it
+//! exactly when the ruleset does.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails the test")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use common::{FIRST_BOOT, Host, MACHINE, at, boot, ceiling, grant, root};
+use nightlatch_core::clock::HostClock;
+use nightlatch_core::grant::{Grant, IssuedGrant};
+use nightlatch_core::id::GrantId;
+use nightlatch_core::ledger::{Boot, Ledger};
+use nightlatch_core::port::{PortKey, Protocol};
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Add {
+        ports: Vec<&'static str>,
+        sources: Vec<String>,
+        seconds: u64,
+    },
+    Remove(prop::sample::Index),
+    Wait(u64),
+    ResendWhole,
+    RestartAgent,
+}
+
+fn source() -> impl Strategy<Value = String> {
+    prop_oneof![
+        (8_u8..=32, 0_u32..1024).prop_map(|(length, host)| {
+            let mask = u32::MAX << (32 - u32::from(length));
+            format!(
+                "{}/{length}",
+                std::net::Ipv4Addr::from((0x0A00_0000 | host) & mask)
+            )
+        }),
+        (prop::sample::select(vec![32_u8, 64, 120, 127, 128]), 0_u128..4).prop_map(|(length, host)| {
+            let mask = u128::MAX << (128 - u32::from(length));
+            let address = (0x2001_0db8_u128 << 96) | host;
+            format!("{}/{length}", std::net::Ipv6Addr::from(address & mask))
+        }),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let ports = prop::sample::subsequence(vec!["22", "3389", "3389/tcp", "3389/udp", "22/tcp"], 1..3);
+    prop_oneof![
+        4 => (ports, prop::collection::vec(source(), 1..3), 1_u64..600)
+            .prop_map(|(ports, sources, seconds)| Step::Add { ports, sources, seconds }),
+        2 => any::<prop::sample::Index>().prop_map(Step::Remove),
+        3 => (1_u64..200).prop_map(Step::Wait),
+        1 => Just(Step::ResendWhole),
+        1 => Just(Step::RestartAgent),
+    ]
+}
+
+fn packet() -> impl Strategy<Value = (IpAddr, PortKey)> {
+    let address = prop_oneof![
+        (0_u32..1024).prop_map(|host| IpAddr::from(std::net::Ipv4Addr::from(0x0A00_0000 | host))),
+        (0_u128..4).prop_map(|host| IpAddr::from(std::net::Ipv6Addr::from((0x2001_0db8_u128 << 96) | host))),
+        Just("198.51.100.1".parse().unwrap()),
+    ];
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
+    (address, protocol, prop_oneof![Just(22_u16), Just(3389), Just(80)])
+        .prop_map(|(address, protocol, port)| (address, PortKey { protocol, port }))
+}
+
+/// The model: ten lines, no cleverness.
+fn allowed<'g>(
+    grants: impl IntoIterator<Item = &'g Grant>,
+    source: IpAddr,
+    key: PortKey,
+    second: u64,
+) -> bool {
+    let guarded = match key.protocol {
+        Protocol::Tcp => key.port == 22 || key.port == 3389,
+        Protocol::Udp => key.port == 3389,
+    };
+    !guarded
+        || grants.into_iter().any(|grant| {
+            grant.not_before <= at(second)
+                && at(second) < grant.not_after
+                && grant.sources.iter().any(|prefix| prefix.contains(source))
+                && grant.ports.iter().any(|span| span.contains(key))
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_ruleset_allows_exactly_what_the_grants_allow(
+        steps in prop::collection::vec(step(), 1..24),
+        packets in prop::collection::vec(packet(), 8),
+        later in 0_u64..100,
+    ) {
+        let mut host = Host::new();
+        let mut live: BTreeMap<GrantId, IssuedGrant> = BTreeMap::new();
+        let (mut second, mut number) = (0, 0_u128);
+        for step in steps {
+            match step {
+                Step::Wait(seconds) => second += seconds,
+                Step::Add { ports, sources, seconds } => {
+                    number += 1;
+                    let sources: Vec<&str> = sources.iter().map(String::as_str).collect();
+                    let grant = grant(number, &ports, &sources, second, seconds);
+                    live.insert(grant.grant.id, grant.clone());
+                    let ids: Vec<GrantId> = live.keys().copied().collect();
+                    let delta = host.delta(&[grant], &[], &ids);
+                    host.take(&delta, second).unwrap();
+                }
+                Step::Remove(index) if !live.is_empty() => {
+                    let id = *index.get(&live.keys().copied().collect::<Vec<_>>());
+                    live.remove(&id);
+                    let ids: Vec<GrantId> = live.keys().copied().collect();
+                    let delta = host.delta(&[], &[id], &ids);
+                    host.take(&delta, second).unwrap();
+                }
+                Step::Remove(_) => {}
+                Step::ResendWhole => {
+                    let whole = host.whole(&live.values().cloned().collect::<Vec<_>>());
+                    host.take(&whole, second).unwrap();
+                }
+                Step::RestartAgent => {
+                    let here = Boot { id: FIRST_BOOT, now: boot(second), wall: at(second) };
+                    let records = host.file.clone();
+                    let replayed = Ledger::replay(MACHINE, root().public(), records, Some(&ceiling()), here);
+                    host.ledger = replayed.ledger;
+                    host.clock = HostClock::new(FIRST_BOOT, replayed.mark);
+                    host.clock.hear(at(second), boot(second), boot(second), at(second)).unwrap();
+                }
+            }
+            let ruleset = host.ledger.ruleset(&host.rules, boot(second));
+            let grants = || live.values().map(|issued| &issued.grant);
+            for (source, key) in &packets {
+                prop_assert_eq!(
+                    ruleset.allows(*source, *key, boot(second)),
+                    allowed(grants(), *source, *key, second),
+                    "{} {} at {}", source, key, second
+                );
+                // Without another word from anyone the same value stays right: the kernel forgets by itself.
+                prop_assert_eq!(
+                    ruleset.allows(*source, *key, boot(second + later)),
+                    allowed(grants(), *source, *key, second + later),
+                    "{} {} at {} later", source, key, later
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_sealed_verifies_and_says_the_same(
+        sources in prop::collection::vec(source(), 1..5),
+        seconds in 1_u64..10_800,
+    ) {
+        let sources: Vec<&str> = sources.iter().map(String::as_str).collect();
+        let issued = grant(1, &["22"], &sources, 0, seconds);
+        let mut wide = ceiling();
+        (wide.widest_ipv4, wide.widest_ipv6) = (0, 0);
+        let verified = issued.envelope.verify(&common::keys(), MACHINE, Some(&wide), at(0)).unwrap();
+        prop_assert_eq!(verified.grant(), &issued.grant);
+    }
+
+    #[test]
+    fn no_bytes_make_a_grant_without_the_key(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let envelope = nightlatch_core::grant::SignedGrant::from_bytes(bytes);
+        prop_assert!(envelope.verify(&common::keys(), MACHINE, Some(&ceiling()), at(0)).is_err());
+    }
+}
