@@ -1,0 +1,289 @@
+//! What passes between the server and a connected agent, without the wire: arrivals, assignments, reports.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use nightlatch_core::assignment::{Assignment, Digest, Generation};
+use nightlatch_core::audit::{Event, EventKind};
+use nightlatch_core::ceiling::HostCeiling;
+use nightlatch_core::id::{GrantId, MachineId, MachineName};
+use nightlatch_core::keys::{ListNumber, VerifiedKeys};
+use nightlatch_core::signing::PublicKey;
+use nightlatch_core::time::Timestamp;
+use nightlatch_proto::convert::agent::HostState;
+
+use crate::audit;
+use crate::issuer::Issuer;
+use crate::policies;
+use crate::store::grants::{self, Said};
+use crate::store::machines::{self, Machine, SignedPolicy};
+use crate::store::{Change, StoreError, assignments, events};
+
+/// Keeps connected agents at what the store says.
+pub struct Agents {
+    pub issuer: Arc<Issuer>,
+    pub keys: VerifiedKeys,
+}
+
+/// An agent that has connected.
+pub struct Arrival {
+    pub name: MachineName,
+    pub receipt_key: PublicKey,
+    pub holds: Holds,
+    /// Whether there is something to send at all.
+    pub is_behind: bool,
+}
+
+/// What the server believes that an agent has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holds {
+    /// `None`: nothing that a change could start from.
+    pub generation: Option<Generation>,
+    pub grants: BTreeSet<GrantId>,
+    pub policy: (u64, u64),
+    pub keys: ListNumber,
+}
+
+/// An assignment on its way, and what the agent has once it accepts it.
+pub struct Dispatch {
+    pub assignment: Assignment,
+    pub then: Holds,
+    /// Whether it ends grants, also some that the agent has not heard of.
+    pub ends: bool,
+}
+
+impl Agents {
+    /// Notes a Hello, signs what has waited for the machine, and finds out where the agent stands.
+    /// `None`: the machine is no longer one of ours.
+    ///
+    /// # Errors
+    /// A store that doesn't answer.
+    pub async fn arrive(
+        &self,
+        id: MachineId,
+        address: &str,
+        state: &HostState,
+        now: Timestamp,
+    ) -> Result<Option<Arrival>, StoreError> {
+        let mut change = self.issuer.store.change().await?;
+        let machine = machines::by_id(change.connection(), id).await?;
+        if machine.is_retired {
+            return Ok(None);
+        }
+        machines::heard(change.connection(), id, address, state, now).await?;
+        let message = format!("connected with agent {}", state.agent_version);
+        let mut event = machine_event(&machine, EventKind::MachineConnected, message, now);
+        event.address = Some(address.to_owned());
+        events::record(change.connection(), &event, None).await?;
+
+        let generation = generation_after(&machine, state, now);
+        let ceiling = state
+            .ceiling
+            .as_ref()
+            .map_or(HostCeiling::Missing, HostCeiling::Known);
+        let signed = self
+            .issuer
+            .sign_waiting(&mut change, &machine, ceiling, generation, now)
+            .await?;
+        let dropped = assignments::drop_past(change.connection(), id, generation, now).await?;
+        let rank = self
+            .settle_policy(&mut change, &machine, state, generation, now)
+            .await?;
+
+        let held = assignments::assigned_at(change.connection(), id, state.generation).await?;
+        // An agent that claims to have nothing is owed the whole: it may have lost what it had.
+        let fits = state.generation > Generation::default() && Digest::of(&held) == state.digest;
+        let lacks = state.keys < self.keys.number() || state.policy < rank;
+        let changed = signed || dropped || rank != machine.policy_rank;
+        // What the agent is to take must bear a generation that it doesn't have.
+        if changed || ((lacks || !fits) && machine.generation <= state.generation) {
+            machines::set_generation(change.connection(), id, generation).await?;
+        }
+        change.commit().await?;
+        if signed {
+            self.issuer.fleet.tell(id);
+        }
+        Ok(Some(Arrival {
+            name: machine.name,
+            receipt_key: machine.receipt_key,
+            holds: Holds {
+                generation: fits.then_some(state.generation),
+                grants: if fits { held } else { BTreeSet::new() },
+                policy: state.policy,
+                keys: state.keys,
+            },
+            is_behind: changed || lacks || !fits || machine.generation > state.generation,
+        }))
+    }
+
+    /// A host that has a later policy than the store (an old copy was restored), or one of an earlier epoch,
+    /// gets the store's policy signed anew. Returns the policy's rank.
+    async fn settle_policy(
+        &self,
+        change: &mut Change,
+        machine: &Machine,
+        state: &HostState,
+        generation: Generation,
+        now: Timestamp,
+    ) -> Result<(u64, u64), StoreError> {
+        let epoch = self.keys.number().epoch;
+        let held = machine.policy_rank;
+        if state.policy <= held && (held.0 == epoch || held == (0, 0)) {
+            return Ok(held);
+        }
+        let (later_epoch, later_number) = state.policy.max(held);
+        let rank = (epoch.max(later_epoch), later_number.saturating_add(1));
+        let policy = machine.policy.as_ref();
+        let envelope = policies::sign(&self.issuer.authority, machine, rank, policy, now);
+        let signed = SignedPolicy {
+            policy,
+            rank,
+            envelope,
+            generation,
+        };
+        machines::set_policy(change.connection(), machine.id, signed, now).await?;
+        let message = "the policy was signed anew: the host had a later one than the store".to_owned();
+        let mut event = machine_event(machine, EventKind::PolicySet, message, now);
+        event.actor = audit::SERVER.to_owned();
+        event.reason = Some("POLICY_RESIGNED".to_owned());
+        events::record(change.connection(), &event, None).await?;
+        Ok(rank)
+    }
+
+    /// What an agent needs to get from what it holds to what the store says. `None`: nothing.
+    ///
+    /// # Errors
+    /// A store that doesn't answer.
+    pub async fn dispatch(&self, id: MachineId, holds: &Holds) -> Result<Option<Dispatch>, StoreError> {
+        let mut connection = self.issuer.store.read().await?;
+        let base = holds.generation.unwrap_or_default();
+        let changes = assignments::changes_since(&mut connection, id, base).await?;
+        if holds.generation == Some(changes.generation) {
+            return Ok(None);
+        }
+        let keys = (holds.keys < self.keys.number()).then(|| self.keys.envelope().to_vec());
+        let policy = if holds.policy < changes.policy_rank {
+            machines::policy_envelope(&mut connection, id).await?
+        } else {
+            None
+        };
+        let mut held = if holds.generation.is_some() {
+            holds.grants.clone()
+        } else {
+            BTreeSet::new()
+        };
+        for id in &changes.removed {
+            held.remove(id);
+        }
+        held.extend(changes.added.iter().map(|added| added.id));
+        let ends = changes.missed || !changes.removed.is_empty();
+        let assignment = Assignment {
+            generation: changes.generation,
+            base: holds.generation,
+            keys,
+            policy,
+            added: changes.added,
+            removed: changes.removed,
+            digest: Digest::of(&held),
+        };
+        let then = Holds {
+            generation: Some(changes.generation),
+            grants: held,
+            policy: holds.policy.max(changes.policy_rank),
+            keys: holds.keys.max(self.keys.number()),
+        };
+        Ok(Some(Dispatch {
+            assignment,
+            then,
+            ends,
+        }))
+    }
+
+    /// The host has taken an assignment without some grants: those that it never opened are closed now,
+    /// and no receipt will say so.
+    ///
+    /// # Errors
+    /// A store that doesn't answer.
+    pub async fn settle_removed(
+        &self,
+        id: MachineId,
+        generation: Generation,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut connection = self.issuer.store.read().await?;
+        if assignments::never_opened(&mut connection, id, generation)
+            .await?
+            .is_empty()
+        {
+            return Ok(());
+        }
+        drop(connection);
+        let mut change = self.issuer.store.change().await?;
+        let machine = machines::by_id(change.connection(), id).await?;
+        for grant in assignments::never_opened(change.connection(), id, generation).await? {
+            grants::note(change.connection(), grant, Said::Closed("NEVER_OPENED"), now).await?;
+            let message = "ended before the host opened it".to_owned();
+            let mut event = machine_event(&machine, EventKind::GrantClosed, message, now);
+            event.grant = Some(grant);
+            event.reason = Some("NEVER_OPENED".to_owned());
+            let subject = grants::find(change.connection(), grant)
+                .await?
+                .map(|grant| grant.subject);
+            events::record(change.connection(), &event, subject.as_ref()).await?;
+        }
+        change.commit().await?;
+        self.issuer.fleet.tell(id);
+        Ok(())
+    }
+
+    /// Something that concerns no single grant.
+    ///
+    /// # Errors
+    /// A store that doesn't answer.
+    pub async fn report(
+        &self,
+        id: MachineId,
+        code: &str,
+        message: String,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut change = self.issuer.store.change().await?;
+        let machine = machines::by_id(change.connection(), id).await?;
+        let mut event = machine_event(&machine, EventKind::MachineReported, message, now);
+        event.reason = Some(code.to_owned());
+        events::record(change.connection(), &event, None).await?;
+        change.commit().await
+    }
+
+    /// The connection has ended.
+    ///
+    /// # Errors
+    /// A store that doesn't answer.
+    pub async fn leave(&self, id: MachineId, why: &str, now: Timestamp) -> Result<(), StoreError> {
+        let mut change = self.issuer.store.change().await?;
+        let machine = machines::by_id(change.connection(), id).await?;
+        machines::seen(change.connection(), id, now).await?;
+        let event = machine_event(&machine, EventKind::MachineDisconnected, why.to_owned(), now);
+        events::record(change.connection(), &event, None).await?;
+        change.commit().await?;
+        self.issuer.fleet.tell(id);
+        Ok(())
+    }
+}
+
+/// The next generation; beyond the agent's, if the store is older than the agent.
+fn generation_after(machine: &Machine, state: &HostState, now: Timestamp) -> Generation {
+    const DAY_IN_MICROS: u64 = 24 * 3600 * 1_000_000;
+    let next = machine.next_generation(now);
+    // Agents take nothing further ahead than a day, so one that claims to hold more is not believed.
+    if state.generation >= next && state.generation.0 < next.0.saturating_add(DAY_IN_MICROS) {
+        Generation(state.generation.0.saturating_add(1))
+    } else {
+        next
+    }
+}
+
+pub(crate) fn machine_event(machine: &Machine, kind: EventKind, message: String, now: Timestamp) -> Event {
+    let event = Event::new(now, kind, audit::machine(&machine.name), message);
+    audit::about(event, machine.id, &machine.name)
+}

@@ -1,0 +1,47 @@
+//! The gRPC services: parse, one call, reply.
+
+pub mod access;
+pub mod agent;
+pub mod audit;
+pub mod door;
+pub mod enrollment;
+pub mod machine;
+pub mod permissions;
+mod shown;
+mod status;
+
+use nightlatch_proto::convert::InvalidField;
+use nightlatch_proto::convert::resource::MachineRef;
+
+use crate::refusal::Refusal;
+use crate::store::machines::{self, Machine};
+use crate::store::{Store, page};
+
+/// The longest message that is read, in bytes.
+pub const LONGEST_MESSAGE: usize = 256 * 1024;
+
+/// How many entries a page has.
+fn page_size(asked: i32) -> Result<i64, InvalidField> {
+    match i64::from(asked) {
+        0 => Ok(page::DEFAULT_SIZE),
+        size @ 1..=page::LARGEST_SIZE => Ok(size),
+        size => {
+            let reason = format_args!("{size} is not 1 to {}", page::LARGEST_SIZE);
+            Err(InvalidField::new("page_size", reason))
+        }
+    }
+}
+
+fn page_token<K: std::str::FromStr>(list: &str, token: &str) -> Result<Option<K>, InvalidField> {
+    page::read_token(list, token).map_err(|error| InvalidField::new("page_token", error))
+}
+
+/// A machine that a call names, also a retired one if by its id.
+async fn named_machine(store: &Store, field: &str, which: MachineRef) -> Result<Machine, Refusal> {
+    let mut connection = store.read().await?;
+    let machine = machines::find(&mut connection, &which).await?;
+    machine.ok_or_else(|| Refusal::UnknownMachine {
+        field: field.to_owned(),
+        machine: which,
+    })
+}

@@ -1,0 +1,386 @@
+//! A connected agent: Hello, then whatever comes first of messages, wake-ups and the end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nightlatch_core::assignment::Generation;
+use nightlatch_core::id::{MachineId, MachineName};
+use nightlatch_core::signing::PublicKey;
+use nightlatch_proto::convert::InvalidField;
+use nightlatch_proto::convert::agent::{HostState, parts};
+use nightlatch_proto::convert::time::timestamp;
+use nightlatch_proto::error::Problem;
+use nightlatch_proto::pb;
+use pb::connect_request::Message as Said;
+use pb::connect_response::Message as Answer;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::{Code, Status, Streaming};
+use tracing::{info, warn};
+
+use crate::agents::{Agents, Arrival, Dispatch, Holds};
+use crate::fleet::Presence;
+use crate::refusal::Refusal;
+use crate::store::StoreError;
+
+/// For Hello, for taking a message, and for answering an assignment (the agent flushes and applies it).
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+const TAKE_WITHIN: Duration = Duration::from_secs(20);
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// An agent asks for the time at once, and takes nothing before the answer.
+const CLOCK_WITHIN: Duration = Duration::from_secs(1);
+/// Reports of one connection that are written down.
+const MOST_REPORTS: u32 = 100;
+const MOST_RECEIPTS: usize = 1000;
+
+pub(super) struct Session {
+    agents: Arc<Agents>,
+    machine: MachineId,
+    address: String,
+    incoming: Streaming<pb::ConnectRequest>,
+    outgoing: mpsc::Sender<Result<pb::ConnectResponse, Status>>,
+}
+
+/// Why a session is over.
+enum End {
+    /// The agent has closed the stream, or the connection broke.
+    Left(String),
+    /// A newer connection of the same machine, or its certificate no longer counts.
+    Displaced,
+    Stopping,
+    /// What the agent is told before the stream ends.
+    Refused(Status),
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        Self::Refused(Refusal::from(error).into())
+    }
+}
+
+impl From<InvalidField> for End {
+    fn from(invalid: InvalidField) -> Self {
+        Self::Refused(invalid.into())
+    }
+}
+
+/// What is known of the agent in the course of its session.
+struct Course {
+    receipt_key: PublicKey,
+    name: MachineName,
+    holds: Holds,
+    in_flight: Option<InFlight>,
+    /// Something may be there to send.
+    is_due: bool,
+    knows_time: bool,
+    asked_for_whole: bool,
+    reports: u32,
+}
+
+struct InFlight {
+    generation: Generation,
+    then: Holds,
+    ends: bool,
+    answer_by: Instant,
+}
+
+impl Session {
+    pub(super) const fn new(
+        agents: Arc<Agents>,
+        machine: MachineId,
+        address: String,
+        incoming: Streaming<pb::ConnectRequest>,
+        outgoing: mpsc::Sender<Result<pb::ConnectResponse, Status>>,
+    ) -> Self {
+        Self {
+            agents,
+            machine,
+            address,
+            incoming,
+            outgoing,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let state = match self.hello().await {
+            Ok(state) => state,
+            Err(end) => return self.say_goodbye(end).await,
+        };
+        let mut presence = self.agents.issuer.fleet.connect(self.machine);
+        let arrived = self
+            .agents
+            .arrive(self.machine, &self.address, &state, self.now())
+            .await;
+        let mut name = self.machine.to_string();
+        let end = match arrived {
+            Ok(Some(arrival)) => {
+                name = arrival.name.to_string();
+                info!(machine = name, address = self.address, "connected");
+                self.serve(&mut presence, arrival).await
+            }
+            Ok(None) => End::Displaced,
+            Err(error) => error.into(),
+        };
+        // Displaced, another connection of the machine lives on; stopping isn't the machine's doing.
+        let left = match &end {
+            End::Left(why) => Some(why.clone()),
+            End::Refused(status) => Some(status.message().to_owned()),
+            End::Displaced | End::Stopping => None,
+        };
+        drop(presence);
+        if let Some(why) = left {
+            info!(machine = name, why, "disconnected");
+            if let Err(error) = self.agents.leave(self.machine, &why, self.now()).await {
+                warn!(machine = name, %error, "the disconnection can't be written down");
+            }
+        }
+        self.say_goodbye(end).await;
+    }
+
+    fn now(&self) -> nightlatch_core::time::Timestamp {
+        self.agents.issuer.clock.now()
+    }
+
+    async fn hello(&mut self) -> Result<HostState, End> {
+        let late = |_elapsed| {
+            let message = format!("no Hello within {} seconds", HELLO_WITHIN.as_secs());
+            End::Refused(Problem::new(Code::DeadlineExceeded, "HELLO_MISSING", message).into())
+        };
+        let first = tokio::select! {
+            first = timeout(HELLO_WITHIN, self.incoming.message()) => first.map_err(late)?,
+            () = self.agents.issuer.stopping.cancelled() => return Err(End::Stopping),
+        };
+        match first.map_err(left)?.and_then(|request| request.message) {
+            Some(Said::Hello(hello)) => Ok(hello.try_into()?),
+            _ => Err(InvalidField::new("hello", "comes first").into()),
+        }
+    }
+
+    async fn serve(&mut self, presence: &mut Presence, arrival: Arrival) -> End {
+        // The last session may have ended before this was written down.
+        if let Some(generation) = arrival.holds.generation
+            && let Err(error) = self
+                .agents
+                .settle_removed(self.machine, generation, self.now())
+                .await
+        {
+            return error.into();
+        }
+        let mut course = Course {
+            receipt_key: arrival.receipt_key,
+            name: arrival.name,
+            holds: arrival.holds,
+            is_due: arrival.is_behind,
+            in_flight: None,
+            knows_time: false,
+            asked_for_whole: false,
+            reports: 0,
+        };
+        let begin = Instant::now() + CLOCK_WITHIN;
+        let stopping = self.agents.issuer.stopping.clone();
+        loop {
+            if course.is_due
+                && course.in_flight.is_none()
+                && course.knows_time
+                && let Err(end) = self.dispatch(&mut course).await
+            {
+                return end;
+            }
+            let answer_by = course.in_flight.as_ref().map(|in_flight| in_flight.answer_by);
+            let step = tokio::select! {
+                message = self.incoming.message() => self.hear(&mut course, message).await,
+                changed = presence.assignment.changed() => {
+                    course.is_due = true;
+                    // The fleet lives as long as the server.
+                    changed.map_err(|_closed| End::Stopping)
+                }
+                () = presence.displaced.cancelled() => Err(End::Displaced),
+                () = stopping.cancelled() => Err(End::Stopping),
+                () = sleep_until(begin), if !course.knows_time => {
+                    course.knows_time = true;
+                    Ok(())
+                }
+                () = sleep_until(answer_by.unwrap_or(begin)), if answer_by.is_some() => {
+                    let message = "the agent has not answered an assignment in time";
+                    Err(End::Refused(Problem::new(Code::DeadlineExceeded, "ANSWER_MISSING", message).into()))
+                }
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    async fn dispatch(&self, course: &mut Course) -> Result<(), End> {
+        course.is_due = false;
+        let dispatch = self.agents.dispatch(self.machine, &course.holds).await?;
+        let Some(Dispatch {
+            assignment,
+            then,
+            ends,
+        }) = dispatch
+        else {
+            return Ok(());
+        };
+        for part in parts(&assignment) {
+            self.answer(Answer::AssignmentPart(part)).await?;
+        }
+        course.in_flight = Some(InFlight {
+            generation: assignment.generation,
+            then,
+            ends,
+            answer_by: Instant::now() + ANSWER_WITHIN,
+        });
+        Ok(())
+    }
+
+    async fn hear(
+        &self,
+        course: &mut Course,
+        message: Result<Option<pb::ConnectRequest>, Status>,
+    ) -> Result<(), End> {
+        let Some(request) = message.map_err(left)? else {
+            return Err(End::Left("the agent has closed the stream".to_owned()));
+        };
+        match request.message {
+            Some(Said::ClockQuestion(pb::ClockQuestion { number })) => {
+                let time = Some(timestamp(self.now()));
+                self.answer(Answer::ClockAnswer(pb::ClockAnswer { number, time }))
+                    .await?;
+                course.knows_time = true;
+                Ok(())
+            }
+            Some(Said::AssignmentReply(reply)) => self.hear_reply(course, reply).await,
+            Some(Said::Receipts(receipts)) => self.hear_receipts(course, receipts).await,
+            Some(Said::Report(report)) => self.hear_report(course, report).await,
+            Some(Said::Hello(_)) => Err(InvalidField::new("hello", "comes once").into()),
+            None => Err(InvalidField::new("message", "is missing").into()),
+        }
+    }
+
+    async fn hear_reply(&self, course: &mut Course, reply: pb::AssignmentReply) -> Result<(), End> {
+        let pb::AssignmentReply {
+            generation,
+            result,
+            message,
+        } = reply;
+        let Some(in_flight) = course.in_flight.take_if(|sent| sent.generation.0 == generation) else {
+            // An answer to what a newer assignment has overtaken says nothing.
+            return Ok(());
+        };
+        match pb::AssignmentResult::try_from(result) {
+            Ok(pb::AssignmentResult::Accepted) => {
+                course.holds = in_flight.then;
+                course.asked_for_whole = false;
+                // A change in the meantime has woken us already, or does so now.
+                if in_flight.ends {
+                    self.agents
+                        .settle_removed(self.machine, in_flight.generation, self.now())
+                        .await?;
+                }
+                Ok(())
+            }
+            Ok(pb::AssignmentResult::NeedWhole) if !course.asked_for_whole => {
+                course.holds.generation = None;
+                course.asked_for_whole = true;
+                course.is_due = true;
+                Ok(())
+            }
+            Ok(pb::AssignmentResult::NeedWhole | pb::AssignmentResult::Refused) => {
+                let message: String = message.chars().filter(|c| !c.is_control()).take(500).collect();
+                let now = self.now();
+                let text = format!("did not take generation {generation}: {message}");
+                self.agents
+                    .report(self.machine, "ASSIGNMENT_REFUSED", text, now)
+                    .await?;
+                let problem = Problem::new(Code::FailedPrecondition, "ASSIGNMENT_REFUSED", "connect again");
+                Err(End::Refused(problem.into()))
+            }
+            Ok(pb::AssignmentResult::Unspecified) | Err(_) => {
+                Err(InvalidField::new("assignment_reply.result", "is not a result").into())
+            }
+        }
+    }
+
+    async fn hear_receipts(&self, course: &Course, receipts: pb::Receipts) -> Result<(), End> {
+        let pb::Receipts { envelopes } = receipts;
+        if envelopes.len() > MOST_RECEIPTS {
+            let reason = format_args!(
+                "has {} entries, at most {MOST_RECEIPTS} are taken",
+                envelopes.len()
+            );
+            return Err(InvalidField::new("receipts.envelopes", reason).into());
+        }
+        let key = &course.receipt_key;
+        let stored = self
+            .agents
+            .take_receipts(self.machine, key, envelopes, self.now())
+            .await?;
+        match stored {
+            Some(sequence) => {
+                self.answer(Answer::ReceiptsStored(pb::ReceiptsStored { sequence }))
+                    .await
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn hear_report(&self, course: &mut Course, report: pb::Report) -> Result<(), End> {
+        let pb::Report {
+            code,
+            message,
+            time: _,
+        } = report;
+        let is_code = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+        if code.is_empty() || code.len() > 64 || !code.chars().all(is_code) {
+            return Err(InvalidField::new("report.code", "is not a code of at most 64 characters").into());
+        }
+        course.reports = course.reports.saturating_add(1);
+        if course.reports > MOST_REPORTS {
+            warn!(machine = %course.name, code, "reports too much");
+            return Ok(());
+        }
+        let message: String = message.chars().filter(|c| !c.is_control()).take(1000).collect();
+        Ok(self
+            .agents
+            .report(self.machine, &code, message, self.now())
+            .await?)
+    }
+
+    /// A queue that stays full is a stream that has stalled.
+    async fn answer(&self, message: Answer) -> Result<(), End> {
+        let response = pb::ConnectResponse {
+            message: Some(message),
+        };
+        match timeout(TAKE_WITHIN, self.outgoing.send(Ok(response))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_closed)) => Err(End::Left("the connection has broken".to_owned())),
+            Err(_elapsed) => Err(End::Left("the agent has stopped reading".to_owned())),
+        }
+    }
+
+    async fn say_goodbye(&self, end: End) {
+        let last = match end {
+            End::Left(_) => return,
+            End::Displaced | End::Stopping => Ok(pb::ConnectResponse {
+                message: Some(Answer::GoingAway(pb::GoingAway {})),
+            }),
+            End::Refused(status) => {
+                warn!(machine = %self.machine, code = ?status.code(), message = status.message(), "refused");
+                Err(status)
+            }
+        };
+        // Whoever no longer listens needs no farewell.
+        drop(timeout(Duration::from_secs(1), self.outgoing.send(last)).await);
+    }
+}
+
+fn left(status: Status) -> End {
+    // A message that can't be read is answered; a broken connection can't be.
+    match status.code() {
+        Code::OutOfRange | Code::InvalidArgument | Code::Internal | Code::ResourceExhausted => {
+            End::Refused(status)
+        }
+        _ => End::Left(format!("the connection has broken: {}", status.message())),
+    }
+}

@@ -1,0 +1,182 @@
+//! Commands on the server's own host, beside the running server.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nightlatch_core::audit::{Event, EventKind};
+use nightlatch_core::id::{MachineName, Subject};
+use nightlatch_core::rights::Role;
+use nightlatch_core::time::Timestamp;
+
+use crate::audit;
+use crate::config::ServerConfig;
+use crate::identity::ca::CertificateError;
+use crate::identity::token::{self, Token};
+use crate::identity::{Identity, Kind, fingerprint};
+use crate::server::host_port;
+use crate::state::{DATABASE, ROOT_EXPORTED, ROOT_KEY, State, StateError, write_new};
+use crate::store::users::User;
+use crate::store::{Store, StoreError, events, installation, tokens, users};
+
+/// Why a command was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsoleError {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    #[error("{} is there already: nothing is overwritten", .0.display())]
+    Exists(PathBuf),
+    #[error("{} can't be written", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error(
+        "the root key was never exported: without a copy no signing key can ever be replaced; run `nightlatch-server root export FILE` first"
+    )]
+    NotExported,
+    #[error("the root key is not here: it was removed")]
+    RootRemoved,
+}
+
+/// Makes an enrolment token and gives the one string that is handed over.
+pub async fn create_token(
+    config: &ServerConfig,
+    machine_name: Option<MachineName>,
+    may_replace: bool,
+    now: Timestamp,
+) -> Result<String, ConsoleError> {
+    let state = opened(config)?;
+    let ca = state.authority()?;
+    let store = Store::open(&state.path(DATABASE), false).await?;
+    let installation = installation::read(&mut *store.read().await?).await?;
+    let host = installation
+        .host_names
+        .first()
+        .map(String::as_str)
+        .unwrap_or_default();
+    let token = Token::new(host_port(host, config.listen.port()), ca.certificate());
+    let stored = tokens::Token {
+        secret_sha256: token::hash(&token.secret),
+        machine_name,
+        may_replace,
+        expires_at: now.checked_add(token::LIFE).unwrap_or(now),
+        used_at: None,
+    };
+    let mut change = store.change().await?;
+    tokens::create(change.connection(), &stored, now).await?;
+    let whom = stored
+        .machine_name
+        .as_ref()
+        .map_or("any machine", MachineName::as_str);
+    let may = if may_replace { ", which it may replace" } else { "" };
+    let message = format!(
+        "an enrolment token for {whom}{may}, until {}",
+        audit::to_the_second(stored.expires_at)
+    );
+    let mut event = Event::new(now, EventKind::TokenCreated, audit::CONSOLE.to_owned(), message);
+    event.machine_name = stored.machine_name;
+    events::record(change.connection(), &event, None).await?;
+    change.commit().await?;
+    store.close().await;
+    Ok(token.to_text())
+}
+
+/// Issues a client certificate. An earlier one of the same name no longer counts. Gives the files' names.
+pub async fn issue_user(
+    config: &ServerConfig,
+    subject: &Subject,
+    roles: BTreeSet<Role>,
+    prefix: &Path,
+    now: Timestamp,
+) -> Result<(PathBuf, PathBuf), ConsoleError> {
+    let state = opened(config)?;
+    let ca = state.authority()?;
+    let store = Store::open(&state.path(DATABASE), false).await?;
+    let installation = installation::read(&mut *store.read().await?).await?;
+    let identity = Identity {
+        installation: installation.id,
+        kind: Kind::Person,
+        id: subject.to_string(),
+    };
+    let issued = ca.issue(&identity, now)?;
+    let named = |ending: &str| {
+        let mut name = prefix.as_os_str().to_owned();
+        name.push(ending);
+        PathBuf::from(name)
+    };
+    let (certificate, key) = (named(".pem"), named(".key"));
+    if certificate.exists() {
+        return Err(ConsoleError::Exists(certificate));
+    }
+    let mut change = store.change().await?;
+    let names: Vec<String> = roles.iter().map(ToString::to_string).collect();
+    let user = User {
+        roles,
+        fingerprint: fingerprint(&issued.certificate),
+    };
+    users::put(change.connection(), subject, &user, now).await?;
+    let message = format!("{subject} got a certificate as {}", names.join(", "));
+    let event = Event::new(now, EventKind::UserIssued, audit::CONSOLE.to_owned(), message);
+    events::record(change.connection(), &event, Some(subject)).await?;
+    write(&key, &issued.key_pem, 0o600)?;
+    let rest = async {
+        write(&certificate, &issued.certificate_pem, 0o644)?;
+        Ok(change.commit().await?)
+    };
+    if let Err(error) = rest.await {
+        // Nothing half-done: only what was made here is taken away, and what can't be is said by the error.
+        for path in [&key, &certificate] {
+            if !matches!(&error, ConsoleError::Exists(existing) if existing == path) {
+                drop(std::fs::remove_file(path));
+            }
+        }
+        return Err(error);
+    }
+    store.close().await;
+    Ok((certificate, key))
+}
+
+/// Copies the root key to a file of its own.
+pub fn export_root(config: &ServerConfig, file: &Path) -> Result<(), ConsoleError> {
+    let state = opened(config)?;
+    let key = root_key(&state)?;
+    write(file, &key, 0o600)?;
+    Ok(state.replace(ROOT_EXPORTED, "", 0o600)?)
+}
+
+/// Takes the root key off this host.
+pub fn remove_root(config: &ServerConfig) -> Result<(), ConsoleError> {
+    let state = opened(config)?;
+    root_key(&state)?;
+    if !state.path(ROOT_EXPORTED).exists() {
+        return Err(ConsoleError::NotExported);
+    }
+    let path = state.path(ROOT_KEY);
+    std::fs::remove_file(&path).map_err(|source| ConsoleError::Write { path, source })
+}
+
+fn root_key(state: &State) -> Result<String, ConsoleError> {
+    if state.path(ROOT_KEY).exists() {
+        Ok(state.read_secret(ROOT_KEY)?)
+    } else {
+        Err(ConsoleError::RootRemoved)
+    }
+}
+
+fn opened(config: &ServerConfig) -> Result<State, ConsoleError> {
+    let state = State::at(config.state.clone());
+    state.check()?;
+    Ok(state)
+}
+
+fn write(path: &Path, content: &str, mode: u32) -> Result<(), ConsoleError> {
+    write_new(path, content.as_bytes(), mode).map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => ConsoleError::Exists(path.to_owned()),
+        _ => ConsoleError::Write {
+            path: path.to_owned(),
+            source,
+        },
+    })
+}

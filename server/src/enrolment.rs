@@ -1,0 +1,220 @@
+//! How a machine joins: its token is spent in the same change that makes the machine.
+
+use std::sync::Arc;
+
+use nightlatch_core::audit::{Event, EventKind};
+use nightlatch_core::grant::Authority;
+use nightlatch_core::id::{InstallationId, MachineId, MachineName};
+use nightlatch_core::signing::PublicKey;
+use nightlatch_core::time::Timestamp;
+use nightlatch_proto::convert::resource::MachineRef;
+use sqlx::AnyConnection;
+
+use crate::fleet::Fleet;
+use crate::identity::ca::CertificateAuthority;
+use crate::identity::{Identity, Kind, fingerprint, token};
+use crate::issuer::next_generation;
+use crate::policies::{self, end_all};
+use crate::refusal::Refusal;
+use crate::store::machines::{self, Machine, NewMachine, SignedPolicy};
+use crate::store::{Change, Store, StoreError, events, tokens};
+use crate::{audit, id};
+
+/// Takes machines in.
+pub struct Enrolment {
+    pub store: Store,
+    pub fleet: Arc<Fleet>,
+    pub authority: Arc<Authority>,
+    pub ca: Arc<CertificateAuthority>,
+    pub installation: InstallationId,
+    pub epoch: u64,
+}
+
+/// What a host asks for when it joins.
+pub struct Applicant {
+    pub secret: String,
+    pub name: MachineName,
+    pub certificate_request_pem: String,
+    pub receipt_key: PublicKey,
+    /// The address it is seen at.
+    pub address: String,
+}
+
+/// What a host that has joined is given.
+pub struct Enrolled {
+    pub id: MachineId,
+    pub name: MachineName,
+    pub certificate_pem: String,
+}
+
+impl Enrolment {
+    /// # Errors
+    /// A token that doesn't count, a name that is taken, a certificate request that is none.
+    pub async fn enroll(&self, applicant: Applicant, now: Timestamp) -> Result<Enrolled, Refusal> {
+        // Whoever has no token must not be able to hold up the others' changes.
+        check(&mut *self.store.read().await?, &applicant, now).await?;
+        let mut change = self.store.change().await?;
+        match self.admit(&mut change, &applicant, now).await {
+            Ok((enrolled, replaced)) => {
+                change.commit().await?;
+                if let Some(replaced) = replaced {
+                    self.fleet.cut(replaced);
+                }
+                Ok(enrolled)
+            }
+            Err(refusal) => {
+                drop(change);
+                self.record_refusal(&applicant, &refusal, now).await?;
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn admit(
+        &self,
+        change: &mut Change,
+        applicant: &Applicant,
+        now: Timestamp,
+    ) -> Result<(Enrolled, Option<MachineId>), Refusal> {
+        let Applicant {
+            secret: _,
+            name,
+            certificate_request_pem,
+            receipt_key,
+            address,
+        } = applicant;
+        let token = spend(change, applicant, now).await?;
+        let former = machines::find(change.connection(), &MachineRef::Name(name.clone())).await?;
+        if former.is_some() && !token.may_replace {
+            return Err(Refusal::NameTaken(name.clone()));
+        }
+        let id = MachineId::new(id::fresh(now));
+        let identity = Identity {
+            installation: self.installation,
+            kind: Kind::Machine,
+            id: id.to_string(),
+        };
+        let certificate = self
+            .ca
+            .issue_for_request(&identity, certificate_request_pem, now)?;
+        if let Some(former) = &former {
+            replace(change, former, now).await?;
+        }
+        let machine = NewMachine {
+            id,
+            name: name.clone(),
+            fingerprint: fingerprint(certificate.der()),
+            receipt_key: receipt_key.clone(),
+        };
+        machines::create(change.connection(), &machine, now).await?;
+        let message = match &former {
+            None => "enrolled".to_owned(),
+            Some(former) => format!(
+                "enrolled in the place of {}, whose policy it takes over",
+                former.id
+            ),
+        };
+        let event = Event::new(now, EventKind::MachineEnrolled, audit::machine(name), message);
+        let mut event = audit::about(event, id, name);
+        event.address = Some(address.clone());
+        events::record(change.connection(), &event, None).await?;
+        if let Some(former) = &former {
+            self.hand_over_policy(change, former, id, now).await?;
+        }
+        let enrolled = Enrolled {
+            id,
+            name: name.clone(),
+            certificate_pem: certificate.pem(),
+        };
+        Ok((enrolled, former.map(|former| former.id)))
+    }
+
+    /// A host that was set up anew stays guarded.
+    async fn hand_over_policy(
+        &self,
+        change: &mut Change,
+        former: &Machine,
+        id: MachineId,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let Some(policy) = &former.policy else {
+            return Ok(());
+        };
+        let machine = machines::by_id(change.connection(), id).await?;
+        let generation = machine.next_generation(now);
+        let rank = (self.epoch, 1);
+        let envelope = policies::sign(&self.authority, &machine, rank, Some(policy), now);
+        let signed = SignedPolicy {
+            policy: Some(policy),
+            rank,
+            envelope,
+            generation,
+        };
+        machines::set_policy(change.connection(), id, signed, now).await
+    }
+
+    async fn record_refusal(
+        &self,
+        applicant: &Applicant,
+        refusal: &Refusal,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        // Whoever has no token at all must not be able to fill the log.
+        let code = match refusal {
+            Refusal::NameTaken(_) => "NAME_TAKEN",
+            Refusal::TokenForOther(_) => "TOKEN_FOR_OTHER_NAME",
+            Refusal::Certificate(_) => "CERTIFICATE_REQUEST_INVALID",
+            _ => return Ok(()),
+        };
+        let mut change = self.store.change().await?;
+        let actor = audit::machine(&applicant.name);
+        let mut event = Event::new(now, EventKind::MachineRefused, actor, refusal.to_string());
+        event.address = Some(applicant.address.clone());
+        event.reason = Some(code.to_owned());
+        events::record(change.connection(), &event, None).await?;
+        change.commit().await
+    }
+}
+
+async fn spend(change: &mut Change, applicant: &Applicant, now: Timestamp) -> Result<tokens::Token, Refusal> {
+    let token = check(change.connection(), applicant, now).await?;
+    if let Some(only) = token
+        .machine_name
+        .as_ref()
+        .filter(|only| **only != applicant.name)
+    {
+        return Err(Refusal::TokenForOther(only.clone()));
+    }
+    tokens::mark_used(change.connection(), &token.secret_sha256, now).await?;
+    Ok(token)
+}
+
+async fn check(
+    connection: &mut AnyConnection,
+    applicant: &Applicant,
+    now: Timestamp,
+) -> Result<tokens::Token, Refusal> {
+    let token = tokens::find(connection, &token::hash(&applicant.secret)).await?;
+    let token = token.ok_or(Refusal::Token("is not known here"))?;
+    if token.used_at.is_some() {
+        Err(Refusal::Token("was used before"))
+    } else if token.expires_at <= now {
+        Err(Refusal::Token("has expired"))
+    } else {
+        Ok(token)
+    }
+}
+
+/// Takes name and certificate from the former machine and ends its grants.
+async fn replace(change: &mut Change, former: &Machine, now: Timestamp) -> Result<(), StoreError> {
+    next_generation(change, former, now).await?;
+    end_all(
+        change,
+        &audit::machine(&former.name),
+        former,
+        "MACHINE_REPLACED",
+        now,
+    )
+    .await?;
+    machines::retire(change.connection(), former.id, now).await
+}

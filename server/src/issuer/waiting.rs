@@ -1,0 +1,127 @@
+//! Requests that wait for their machine: signed when it connects, so that no stock of signed grants lies about.
+
+use std::time::Duration;
+
+use nightlatch_core::assignment::Generation;
+use nightlatch_core::audit::{Event, EventKind};
+use nightlatch_core::ceiling::HostCeiling;
+use nightlatch_core::id::RequestId;
+use nightlatch_core::request::Denial;
+use nightlatch_core::rights::Caller;
+use nightlatch_core::time::Timestamp;
+
+use super::{Issuer, decide};
+use crate::audit;
+use crate::refusal::{Refusal, lapsed};
+use crate::store::machines::Machine;
+use crate::store::requests::{Fate, Request};
+use crate::store::{Change, StoreError, events, requests};
+
+/// Whoever asked has long turned to something else then.
+pub const WAITS_AT_MOST: Duration = Duration::from_secs(24 * 3600);
+
+pub(super) fn has_lapsed(request: &Request, now: Timestamp) -> bool {
+    now.since(request.created_at) >= WAITS_AT_MOST
+}
+
+impl Issuer {
+    /// Signs what waits for a machine that has connected, decided again by the policy now in force.
+    /// Returns whether its assignment has changed.
+    ///
+    /// # Errors
+    /// A store that doesn't answer.
+    pub(crate) async fn sign_waiting(
+        &self,
+        change: &mut Change,
+        machine: &Machine,
+        ceiling: HostCeiling<'_>,
+        generation: Generation,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let mut any = false;
+        for request in requests::waiting_for(change.connection(), machine.id).await? {
+            let fate = self
+                .decide_again(change, machine, ceiling, &request, generation, now)
+                .await?;
+            requests::settle(change.connection(), request.id, machine.id, &fate).await?;
+            if let Fate::Denied { reason, message } = &fate {
+                let event = Event::new(
+                    now,
+                    EventKind::AccessDenied,
+                    audit::SERVER.to_owned(),
+                    message.clone(),
+                );
+                let mut event = audit::about(event, machine.id, &machine.name);
+                event.request = Some(request.id);
+                event.reason = Some(reason.clone());
+                events::record(change.connection(), &event, Some(&request.subject)).await?;
+            }
+            any |= matches!(fate, Fate::Signed(_));
+        }
+        Ok(any)
+    }
+
+    async fn decide_again(
+        &self,
+        change: &mut Change,
+        machine: &Machine,
+        ceiling: HostCeiling<'_>,
+        request: &Request,
+        generation: Generation,
+        now: Timestamp,
+    ) -> Result<Fate, StoreError> {
+        if has_lapsed(request, now) {
+            let message = "it has waited for the machine for a day: ask again".to_owned();
+            return Ok(Fate::Denied {
+                reason: "LAPSED".to_owned(),
+                message,
+            });
+        }
+        let approval = match decide(machine, ceiling, request, now) {
+            Ok(approval) => approval,
+            Err(denial) => return Ok(denied(&denial)),
+        };
+        Ok(
+            match self
+                .sign(change, machine, request, approval, generation, now)
+                .await?
+            {
+                Ok(grant) => Fate::Signed(grant),
+                Err(error) => denied(&lapsed(error, now)),
+            },
+        )
+    }
+
+    /// Withdraws a caller's own request where it still waits. Elsewhere nothing changes.
+    ///
+    /// # Errors
+    /// No such request of the caller's, a store that doesn't answer.
+    pub async fn withdraw(&self, caller: &Caller, id: RequestId, now: Timestamp) -> Result<(), Refusal> {
+        let mut change = self.store.change().await?;
+        let request = requests::find(change.connection(), id).await?;
+        if request.is_none_or(|request| request.subject != caller.subject) {
+            return Err(Refusal::UnknownRequest(id));
+        }
+        let outcomes = requests::outcomes(change.connection(), id).await?;
+        for outcome in outcomes.iter().filter(|outcome| outcome.fate == Fate::Waiting) {
+            requests::settle(change.connection(), id, outcome.machine, &Fate::Withdrawn).await?;
+            let message = "withdrawn by its requester".to_owned();
+            let event = audit::by(caller, now, EventKind::AccessWithdrawn, message);
+            let mut event = audit::about(event, outcome.machine, &outcome.machine_name);
+            event.request = Some(id);
+            events::record(change.connection(), &event, Some(&caller.subject)).await?;
+        }
+        change.commit().await?;
+        for outcome in outcomes {
+            self.fleet.tell(outcome.machine);
+        }
+        Ok(())
+    }
+}
+
+fn denied(denial: &Denial) -> Fate {
+    Fate::Denied {
+        reason: denial.reason.code().to_owned(),
+        message: denial.to_string(),
+    }
+}

@@ -1,0 +1,83 @@
+//! Why a call was not done, in the words of the domain.
+
+use nightlatch_core::grant::Lapsed;
+use nightlatch_core::id::{GrantId, MachineId, MachineName, RequestId};
+use nightlatch_core::request::{Denial, DenialReason};
+use nightlatch_core::time::Timestamp;
+use nightlatch_proto::convert::InvalidField;
+use nightlatch_proto::convert::resource::MachineRef;
+
+use crate::identity::ca::CertificateError;
+use crate::store::StoreError;
+
+/// One variant per thing that a caller would do differently.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Invalid(#[from] InvalidField),
+    #[error("there is no machine `{machine}`: `nightlatch list machines` shows all")]
+    UnknownMachine { field: String, machine: MachineRef },
+    #[error("there is no grant {0}")]
+    UnknownGrant(GrantId),
+    #[error("there is no access request {0}")]
+    UnknownRequest(RequestId),
+    #[error("the machine {0} has no policy")]
+    NoPolicy(MachineName),
+    #[error("{}", in_words(.0))]
+    Denied(Vec<Denied>),
+    #[error("this belongs to someone else: it takes the permission {needed}")]
+    NotYours {
+        needed: nightlatch_core::rights::Permission,
+    },
+    #[error("the policy has changed since etag {given}: read it again, it has etag {current} now")]
+    StaleEtag { given: String, current: String },
+    #[error("the enrolment token {0}: create a new one with `nightlatch-server token create`")]
+    Token(&'static str),
+    #[error("the token is for the machine {0} only")]
+    TokenForOther(MachineName),
+    #[error(
+        "the name {0} is taken: choose another with --name, or create a token that may replace the machine: \
+         `nightlatch-server token create --machine {0} --replace`"
+    )]
+    NameTaken(MachineName),
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+}
+
+/// A denial for one of the machines of a request.
+#[derive(Debug)]
+pub struct Denied {
+    /// Of the machine, in the order they were named.
+    pub position: usize,
+    pub machine: MachineId,
+    pub name: MachineName,
+    pub denial: Denial,
+}
+
+impl Denied {
+    /// The field of the call that is at fault.
+    pub fn field(&self) -> String {
+        match self.denial.field.as_str() {
+            "machine" => format!("machines[{}]", self.position),
+            field => field.to_owned(),
+        }
+    }
+}
+
+fn in_words(denied: &[Denied]) -> String {
+    let sentences: Vec<String> = denied
+        .iter()
+        .map(|Denied { name, denial, .. }| format!("{name}: {}", denial.reason))
+        .collect();
+    sentences.join("; ")
+}
+
+/// An approved end that has passed is a denial like one that has passed before.
+pub fn lapsed(_: Lapsed, now: Timestamp) -> Denial {
+    Denial {
+        field: "end_time".to_owned(),
+        reason: DenialReason::EndPassed(now),
+    }
+}

@@ -1,0 +1,323 @@
+//! The running server: built from its state, served until it is told to stop.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nightlatch_core::grant::Authority;
+use nightlatch_core::id::InstallationId;
+use nightlatch_core::keys::VerifiedKeys;
+use nightlatch_core::signing::PublicKey;
+use nightlatch_core::time::Timestamp;
+use nightlatch_proto::pb;
+use nix::fcntl::Flock;
+use pb::access_service_server::AccessServiceServer;
+use pb::agent_service_server::AgentServiceServer;
+use pb::audit_service_server::AuditServiceServer;
+use pb::enrollment_service_server::EnrollmentServiceServer;
+use pb::machine_service_server::MachineServiceServer;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::server::Router;
+use tower::layer::util::{Identity as NoLayer, Stack};
+use tracing::{info, warn};
+
+use crate::agents::Agents;
+use crate::api::LONGEST_MESSAGE;
+use crate::api::access::Access;
+use crate::api::agent::Link;
+use crate::api::audit::Audit;
+use crate::api::door::{Door, DoorLayer, Listener};
+use crate::api::enrollment::Enrollment;
+use crate::api::machine::Machines;
+use crate::clock::Clock;
+use crate::config::ServerConfig;
+use crate::enrolment::Enrolment;
+use crate::fleet::Fleet;
+use crate::id;
+use crate::identity::ca::{CertificateAuthority, CertificateError};
+use crate::identity::peer::valid_until;
+use crate::identity::{Identity, Kind};
+use crate::issuer::Issuer;
+use crate::listener::{self, TlsError};
+use crate::policies::Policies;
+use crate::state::{DATABASE, SERVER_CERTIFICATE, SERVER_KEY, State, StateError};
+use crate::store::{Store, StoreError, installation};
+
+/// The longest that stopping takes.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Longer than the longest wait for hosts.
+const CALL_WITHIN: Duration = Duration::from_secs(75);
+const CALLS_PER_CONNECTION: u32 = 64;
+const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Why the server can't start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    #[error("can't listen at {address} (`{key}` in the configuration file)")]
+    Listen {
+        key: &'static str,
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error("the description of the API can't be served")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    #[error("the server has failed")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// A server that listens and is not yet served.
+pub struct Server {
+    lock: Flock<File>,
+    store: Store,
+    people: (TcpListener, rustls::ServerConfig),
+    agents: (TcpListener, rustls::ServerConfig),
+    clock: Arc<dyn Clock>,
+    installation: InstallationId,
+    ca: Arc<CertificateAuthority>,
+    authority: Arc<Authority>,
+    keys: VerifiedKeys,
+    root: PublicKey,
+    host_names: Vec<String>,
+}
+
+type Services = Router<Stack<DoorLayer, NoLayer>>;
+
+impl Server {
+    /// Reads the state and begins to listen. Renews the server's certificate if it ends soon.
+    ///
+    /// # Errors
+    /// State that can't be used, addresses that are taken.
+    pub async fn bind(config: &ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, ServerError> {
+        let state = State::at(config.state.clone());
+        state.check()?;
+        let lock = state.lock()?;
+        let ca = state.authority()?;
+        let (key, keys) = state.signing()?;
+        let root = state.root_public_key()?;
+        let store = Store::open(&state.path(DATABASE), false).await?;
+        let installation = installation::read(&mut *store.read().await?).await?;
+        let server = Identity {
+            installation: installation.id,
+            kind: Kind::Server,
+            id: id::fresh(clock.now()).to_string(),
+        };
+        let names = &installation.host_names;
+        let (certificate, key_pem) = certificate(&state, &ca, &server, names, clock.now())?;
+        let tls = |which| listener::tls(which, &certificate, &key_pem, ca.certificate());
+        Ok(Self {
+            lock,
+            people: (listen("listen", config.listen).await?, tls(Listener::People)?),
+            agents: (
+                listen("listen_agents", config.listen_agents).await?,
+                tls(Listener::Agents)?,
+            ),
+            store,
+            clock,
+            installation: installation.id,
+            ca: Arc::new(ca),
+            authority: Arc::new(Authority::new(key)),
+            keys,
+            root,
+            host_names: installation.host_names,
+        })
+    }
+
+    /// Where people and programs connect.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.people.0.local_addr()
+    }
+
+    pub fn agents_address(&self) -> std::io::Result<SocketAddr> {
+        self.agents.0.local_addr()
+    }
+
+    /// Serves until `stopping`. Agents are told; what is under way has five seconds.
+    ///
+    /// # Errors
+    /// A listener that fails.
+    pub async fn serve(self, stopping: CancellationToken) -> Result<(), ServerError> {
+        let sessions = TaskTracker::new();
+        let agents_port = self
+            .agents_address()
+            .map(|address| address.port())
+            .unwrap_or_default();
+        let issuer = Arc::new(Issuer {
+            store: self.store.clone(),
+            fleet: Arc::new(Fleet::default()),
+            authority: self.authority.clone(),
+            clock: self.clock.clone(),
+            stopping: stopping.clone(),
+        });
+        let for_people = self.services_for_people(&issuer, agents_port).await?;
+        let for_agents = self.services_for_agents(issuer, &sessions);
+        let Self {
+            lock,
+            store,
+            people,
+            agents,
+            ..
+        } = self;
+        let people = listener::accept(people.0, people.1, stopping.clone());
+        let agents = listener::accept(agents.0, agents.1, stopping.clone());
+        let serving = async {
+            tokio::try_join!(
+                for_people.serve_with_incoming_shutdown(people, stopping.clone().cancelled_owned()),
+                for_agents.serve_with_incoming_shutdown(agents, stopping.clone().cancelled_owned()),
+            )
+        };
+        let drained = async {
+            stopping.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            served = serving => { served?; }
+            () = drained => warn!("stopped with calls under way"),
+        }
+        sessions.close();
+        if tokio::time::timeout(DRAIN, sessions.wait()).await.is_err() {
+            warn!("stopped with agents that were not told");
+        }
+        if tokio::time::timeout(DRAIN, store.close()).await.is_err() {
+            warn!("stopped with the database in use");
+        }
+        drop(lock);
+        info!("stopped");
+        Ok(())
+    }
+
+    async fn services_for_people(
+        &self,
+        issuer: &Arc<Issuer>,
+        agents_port: u16,
+    ) -> Result<Services, ServerError> {
+        let epoch = self.keys.number().epoch;
+        let policies = Policies {
+            store: self.store.clone(),
+            fleet: issuer.fleet.clone(),
+            authority: self.authority.clone(),
+            epoch,
+        };
+        let enrolment = Enrolment {
+            store: self.store.clone(),
+            fleet: issuer.fleet.clone(),
+            authority: self.authority.clone(),
+            ca: self.ca.clone(),
+            installation: self.installation,
+            epoch,
+        };
+        let enrollment = Enrollment {
+            enrolment,
+            clock: self.clock.clone(),
+            root: self.root.clone(),
+            agent_addresses: self
+                .host_names
+                .iter()
+                .map(|name| host_port(name, agents_port))
+                .collect(),
+        };
+        let audit = Audit {
+            store: self.store.clone(),
+            keys: self.keys.clone(),
+        };
+        let access = AccessServiceServer::new(Access {
+            issuer: issuer.clone(),
+        });
+        let machine = MachineServiceServer::new(Machines {
+            issuer: issuer.clone(),
+            policies,
+        });
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<AccessServiceServer<Access>>().await;
+        health.set_serving::<MachineServiceServer<Machines>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        Ok(self
+            .builder(Listener::People)
+            .add_service(access.max_decoding_message_size(LONGEST_MESSAGE))
+            .add_service(machine.max_decoding_message_size(LONGEST_MESSAGE))
+            .add_service(AuditServiceServer::new(audit).max_decoding_message_size(LONGEST_MESSAGE))
+            .add_service(EnrollmentServiceServer::new(enrollment).max_decoding_message_size(LONGEST_MESSAGE))
+            .add_service(health_service)
+            .add_service(reflection))
+    }
+
+    fn services_for_agents(&self, issuer: Arc<Issuer>, sessions: &TaskTracker) -> Services {
+        let agents = Arc::new(Agents {
+            issuer,
+            keys: self.keys.clone(),
+        });
+        let link = AgentServiceServer::new(Link {
+            agents,
+            sessions: sessions.clone(),
+        });
+        self.builder(Listener::Agents)
+            .add_service(link.max_decoding_message_size(LONGEST_MESSAGE))
+    }
+
+    fn builder(&self, listener: Listener) -> tonic::transport::Server<Stack<DoorLayer, NoLayer>> {
+        let door = Door {
+            store: self.store.clone(),
+            installation: self.installation,
+            listener,
+        };
+        tonic::transport::Server::builder()
+            .max_concurrent_streams(CALLS_PER_CONNECTION)
+            .http2_keepalive_interval(Some(Duration::from_secs(60)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+            .timeout(CALL_WITHIN)
+            .layer(DoorLayer(Arc::new(door)))
+    }
+}
+
+/// The server's certificate and key, new ones if the old end soon or don't belong together.
+fn certificate(
+    state: &State,
+    ca: &CertificateAuthority,
+    server: &Identity,
+    names: &[String],
+    now: Timestamp,
+) -> Result<(String, String), ServerError> {
+    let (pem, key) = (state.read(SERVER_CERTIFICATE)?, state.read_secret(SERVER_KEY)?);
+    let until = CertificateDer::from_pem_slice(pem.as_bytes())
+        .ok()
+        .and_then(|der| valid_until(&der).ok());
+    let lasts = until.is_some_and(|until| until.since(now) > RENEW_BEFORE);
+    if lasts && listener::tls(Listener::People, &pem, &key, ca.certificate()).is_ok() {
+        return Ok((pem, key));
+    }
+    let renewed = ca.issue_server(server, names, now)?;
+    state.replace(SERVER_KEY, &renewed.key_pem, 0o600)?;
+    state.replace(SERVER_CERTIFICATE, &renewed.certificate_pem, 0o644)?;
+    info!("the server's certificate was renewed");
+    Ok((renewed.certificate_pem, renewed.key_pem))
+}
+
+async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServerError::Listen { key, address, source })
+}
+
+/// An IPv6 address needs brackets before its port.
+pub fn host_port(host: &str, port: u16) -> String {
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
+}

@@ -1,0 +1,133 @@
+//! Assignments: which grants a machine has at which generation.
+
+use std::collections::BTreeSet;
+
+use nightlatch_core::assignment::{Assigned, Generation};
+use nightlatch_core::grant::SignedGrant;
+use nightlatch_core::id::{GrantId, MachineId};
+use nightlatch_core::time::Timestamp;
+use sqlx::{AnyConnection, AssertSqlSafe};
+
+use super::StoreError;
+use super::row::{from_number, maybe_bytes, maybe_parsed, number, parsed, unreadable};
+
+/// How a machine's assignment differs from an earlier one.
+#[derive(Debug)]
+pub struct Changes {
+    pub generation: Generation,
+    pub policy_rank: (u64, u64),
+    pub added: Vec<Assigned>,
+    pub removed: Vec<GrantId>,
+    /// Whether grants came and went since, or what else there was isn't known.
+    pub missed: bool,
+}
+
+const ADDED: &str = "SELECT machines.generation AS generation, machines.policy_epoch AS policy_epoch,
+      machines.policy_number AS policy_number, grants.id AS id, grants.added_generation AS added,
+      grants.envelope AS envelope
+    FROM machines LEFT JOIN grants ON grants.machine = machines.id
+      AND grants.removed_generation IS NULL AND grants.added_generation > $2
+    WHERE machines.id = $1";
+const REMOVED: &str = "SELECT machines.generation, machines.policy_epoch, machines.policy_number, grants.id,
+      grants.added_generation, NULL
+    FROM machines JOIN grants ON grants.machine = machines.id AND grants.removed_generation > $2
+    WHERE machines.id = $1";
+
+/// What has changed since `base`, read in one statement and so from one moment. Since zero it is the whole.
+pub async fn changes_since(
+    connection: &mut AnyConnection,
+    machine: MachineId,
+    base: Generation,
+) -> Result<Changes, StoreError> {
+    let is_whole = base == Generation(0);
+    let sql = if is_whole {
+        ADDED.to_owned()
+    } else {
+        format!("{ADDED} UNION ALL {REMOVED}")
+    };
+    let query = sqlx::query(AssertSqlSafe(sql))
+        .bind(machine.to_string())
+        .bind(from_number(base.0));
+    let rows = query.fetch_all(connection).await?;
+    let first = rows
+        .first()
+        .ok_or_else(|| unreadable("machine", format_args!("{machine} missing")))?;
+    let mut changes = Changes {
+        generation: Generation(number(first, "generation")?),
+        policy_rank: (number(first, "policy_epoch")?, number(first, "policy_number")?),
+        added: Vec::new(),
+        removed: Vec::new(),
+        missed: is_whole,
+    };
+    for row in &rows {
+        let Some(id) = maybe_parsed(row, "id")? else {
+            continue;
+        };
+        match maybe_bytes(row, "envelope")? {
+            Some(envelope) => {
+                changes.added.push(Assigned {
+                    id,
+                    envelope: SignedGrant::from_bytes(envelope),
+                });
+            }
+            None if number(row, "added")? <= base.0 => changes.removed.push(id),
+            None => changes.missed = true,
+        }
+    }
+    Ok(changes)
+}
+
+/// The grants of a machine's assignment as it was at a generation.
+pub async fn assigned_at(
+    connection: &mut AnyConnection,
+    machine: MachineId,
+    generation: Generation,
+) -> Result<BTreeSet<GrantId>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT id FROM grants WHERE machine = $1 AND removed_generation IS NULL AND added_generation <= $2
+         UNION ALL
+         SELECT id FROM grants WHERE machine = $1 AND removed_generation > $2 AND added_generation <= $2",
+    )
+    .bind(machine.to_string())
+    .bind(from_number(generation.0))
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| parsed(row, "id")).collect()
+}
+
+/// Takes what has run out or was refused out of the assignment. The host has forgotten it already.
+pub async fn drop_past(
+    connection: &mut AnyConnection,
+    machine: MachineId,
+    generation: Generation,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let result = sqlx::query(
+        "UPDATE grants SET removed_generation = $2
+         WHERE machine = $1 AND removed_generation IS NULL
+           AND (not_after <= $3 OR closed_at IS NOT NULL OR refused_at IS NOT NULL)",
+    )
+    .bind(machine.to_string())
+    .bind(from_number(generation.0))
+    .bind(now.micros())
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected() > 0)
+}
+
+/// Ended grants that a host has never opened and, since it accepted `generation`, never will.
+pub async fn never_opened(
+    connection: &mut AnyConnection,
+    machine: MachineId,
+    generation: Generation,
+) -> Result<Vec<GrantId>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT id FROM grants WHERE machine = $1 AND removed_generation <= $2 AND ended_at IS NOT NULL
+           AND opened_at IS NULL AND closed_at IS NULL AND refused_at IS NULL",
+    )
+    .bind(machine.to_string())
+    .bind(from_number(generation.0))
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| parsed(row, "id")).collect()
+}

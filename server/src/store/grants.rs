@@ -1,0 +1,302 @@
+//! Grants: what was signed, and what became of it.
+
+use nightlatch_core::assignment::Generation;
+use nightlatch_core::grant::IssuedGrant;
+use nightlatch_core::id::{GrantId, MachineId, MachineName, RequestId, Subject};
+use nightlatch_core::port::PortSpan;
+use nightlatch_core::prefix::Prefix;
+use nightlatch_core::time::Timestamp;
+use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, AssertSqlSafe};
+
+use super::StoreError;
+use super::page::{Conditions, Page};
+use super::row::{bytes, from_number, json, maybe_text, maybe_time, parsed, time, to_json};
+
+/// A grant and what is known of it.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    pub id: GrantId,
+    pub machine: MachineId,
+    pub request: RequestId,
+    pub subject: Subject,
+    pub sources: Vec<Prefix>,
+    pub ports: Vec<PortSpan>,
+    pub not_before: Timestamp,
+    pub not_after: Timestamp,
+    pub ended: Option<Ended>,
+    pub opened_at: Option<Timestamp>,
+    pub closed: Option<(Timestamp, String)>,
+    pub refused: Option<(Timestamp, String)>,
+}
+
+/// Ended before its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub at: Timestamp,
+    pub by: String,
+    /// A stable code: `DONE`, `REVOKED`, `POLICY_DELETED`, `MACHINE_REPLACED`.
+    pub reason: String,
+}
+
+/// How a grant stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Signed; the host has not confirmed yet.
+    Opening,
+    Open,
+    Refused,
+    /// Ended early; the host has not confirmed yet.
+    Closing,
+    Ended,
+}
+
+impl Grant {
+    pub fn state(&self, now: Timestamp) -> State {
+        if self.refused.is_some() {
+            State::Refused
+        } else if self.closed.is_some() || self.not_after <= now {
+            State::Ended
+        } else if self.ended.is_some() {
+            State::Closing
+        } else if self.opened_at.is_some() {
+            State::Open
+        } else {
+            State::Opening
+        }
+    }
+}
+
+/// Named so that they may be joined with other tables' columns.
+pub(super) const COLUMNS: &str = "grants.id AS id, grants.machine AS machine, grants.request AS request,
+    grants.subject AS subject, grants.sources AS sources, grants.ports AS ports,
+    grants.not_before AS not_before, grants.not_after AS not_after, grants.ended_at AS ended_at,
+    grants.ended_by AS ended_by, grants.end_reason AS end_reason, grants.opened_at AS opened_at,
+    grants.closed_at AS closed_at, grants.close_reason AS close_reason, grants.refused_at AS refused_at,
+    grants.refuse_reason AS refuse_reason";
+
+pub(super) fn read(row: &AnyRow) -> Result<Grant, StoreError> {
+    let reason = |column| maybe_text(row, column).map(Option::unwrap_or_default);
+    let ended = match maybe_time(row, "ended_at")? {
+        None => None,
+        Some(at) => Some(Ended {
+            at,
+            by: reason("ended_by")?,
+            reason: reason("end_reason")?,
+        }),
+    };
+    Ok(Grant {
+        id: parsed(row, "id")?,
+        machine: parsed(row, "machine")?,
+        request: parsed(row, "request")?,
+        subject: parsed(row, "subject")?,
+        sources: json(row, "sources")?,
+        ports: json(row, "ports")?,
+        not_before: time(row, "not_before")?,
+        not_after: time(row, "not_after")?,
+        ended,
+        opened_at: maybe_time(row, "opened_at")?,
+        closed: maybe_time(row, "closed_at")?.zip(Some(reason("close_reason")?)),
+        refused: maybe_time(row, "refused_at")?.zip(Some(reason("refuse_reason")?)),
+    })
+}
+
+pub async fn create(
+    connection: &mut AnyConnection,
+    issued: &IssuedGrant,
+    generation: Generation,
+) -> Result<(), StoreError> {
+    let IssuedGrant { grant, envelope } = issued;
+    sqlx::query(
+        "INSERT INTO grants (id, machine, request, subject, sources, ports, envelope, not_before, not_after,
+           added_generation)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+    )
+    .bind(grant.id.to_string())
+    .bind(grant.machine.to_string())
+    .bind(grant.request.to_string())
+    .bind(grant.subject.as_str())
+    .bind(to_json(&grant.sources))
+    .bind(to_json(&grant.ports))
+    .bind(envelope.as_bytes().to_vec())
+    .bind(grant.not_before.micros())
+    .bind(grant.not_after.micros())
+    .bind(from_number(generation.0))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+pub async fn find(connection: &mut AnyConnection, id: GrantId) -> Result<Option<Grant>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM grants WHERE id = $1");
+    let row = sqlx::query(AssertSqlSafe(sql))
+        .bind(id.to_string())
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// A grant with what its list says of machine and request.
+pub struct Listed {
+    pub grant: Grant,
+    pub machine_name: MachineName,
+    pub justification: String,
+    /// Only where a single grant is shown.
+    pub envelope: Option<Vec<u8>>,
+}
+
+const LISTED: &str = "machines.name AS machine_name, requests.wish AS wish
+    FROM grants JOIN machines ON machines.id = grants.machine JOIN requests ON requests.id = grants.request";
+
+pub async fn show(connection: &mut AnyConnection, id: GrantId) -> Result<Option<Listed>, StoreError> {
+    let sql = format!("SELECT {COLUMNS}, grants.envelope AS envelope, {LISTED} WHERE grants.id = $1");
+    let row = sqlx::query(AssertSqlSafe(sql))
+        .bind(id.to_string())
+        .fetch_optional(connection)
+        .await?;
+    let shown = |row: &AnyRow| {
+        Ok(Listed {
+            envelope: Some(bytes(row, "envelope")?),
+            ..listed(row)?
+        })
+    };
+    row.as_ref().map(shown).transpose()
+}
+
+fn listed(row: &AnyRow) -> Result<Listed, StoreError> {
+    let wish: serde_json::Value = json(row, "wish")?;
+    let justification = wish
+        .get("justification")
+        .and_then(serde_json::Value::as_str)
+        .unwrap_or_default();
+    Ok(Listed {
+        grant: read(row)?,
+        machine_name: parsed(row, "machine_name")?,
+        justification: justification.to_owned(),
+        envelope: None,
+    })
+}
+
+/// Which grants are asked for.
+#[derive(Default)]
+pub struct Filter {
+    pub machine: Option<MachineId>,
+    pub subject: Option<Subject>,
+    /// Those that have not ended at this moment.
+    pub live_at: Option<Timestamp>,
+}
+
+/// The grants before the grant `before`, newest first.
+pub async fn list(
+    connection: &mut AnyConnection,
+    filter: &Filter,
+    before: Option<GrantId>,
+    size: i64,
+) -> Result<Page<Listed>, StoreError> {
+    let Filter {
+        machine,
+        subject,
+        live_at,
+    } = filter;
+    let mut conditions = Conditions::default();
+    conditions.equal("grants.machine", machine.map(|id| id.to_string()));
+    conditions.equal("grants.subject", subject.as_ref().map(ToString::to_string));
+    // Live grants are few among many, so they are looked up by their end.
+    let among = match live_at {
+        None => "grants.not_after > $2",
+        Some(_) => {
+            "grants.id IN (SELECT live.id FROM grants AS live
+               WHERE live.not_after > $2 AND live.closed_at IS NULL AND live.refused_at IS NULL)"
+        }
+    };
+    let sql = format!(
+        "SELECT {COLUMNS}, {LISTED} WHERE grants.id < $1 AND {among}{} ORDER BY grants.id DESC LIMIT $3",
+        conditions.sql(4)
+    );
+    // Greater than any id.
+    let before = before.map_or_else(|| "~".to_owned(), |id| id.to_string());
+    let query = sqlx::query(AssertSqlSafe(sql))
+        .bind(before)
+        .bind(live_at.map_or(-1, Timestamp::micros))
+        .bind(size.saturating_add(1));
+    let rows = conditions.bind(query).fetch_all(connection).await?;
+    let entries = rows.iter().map(listed).collect::<Result<_, _>>()?;
+    let weight = |entry: &Listed| {
+        let Grant { sources, ports, .. } = &entry.grant;
+        600 + entry.justification.len() + sources.len() * 45 + ports.len() * 20
+    };
+    Ok(Page::cut(entries, size, "grants", |entry| entry.grant.id, weight))
+}
+
+/// Takes a grant out of the assignment before its time.
+pub async fn end(
+    connection: &mut AnyConnection,
+    id: GrantId,
+    ended: &Ended,
+    generation: Generation,
+) -> Result<(), StoreError> {
+    let Ended { at, by, reason } = ended;
+    sqlx::query(
+        "UPDATE grants SET ended_at = $2, ended_by = $3, end_reason = $4,
+           removed_generation = COALESCE(removed_generation, $5)
+         WHERE id = $1 AND ended_at IS NULL",
+    )
+    .bind(id.to_string())
+    .bind(at.micros())
+    .bind(by)
+    .bind(reason)
+    .bind(from_number(generation.0))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The grants of a machine that are assigned and whose time has not run out.
+pub async fn running(
+    connection: &mut AnyConnection,
+    machine: MachineId,
+    now: Timestamp,
+) -> Result<Vec<Grant>, StoreError> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM grants WHERE machine = $1 AND removed_generation IS NULL AND not_after > $2
+         ORDER BY id"
+    );
+    let query = sqlx::query(AssertSqlSafe(sql))
+        .bind(machine.to_string())
+        .bind(now.micros());
+    query.fetch_all(connection).await?.iter().map(read).collect()
+}
+
+/// What the host's receipt says.
+pub enum Said<'r> {
+    Opened,
+    Closed(&'r str),
+    Refused(&'r str),
+}
+
+/// Receipts come in order, so the last word counts; the time of the first opening stays.
+pub async fn note(
+    connection: &mut AnyConnection,
+    id: GrantId,
+    said: Said<'_>,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    let query = match said {
+        Said::Opened => sqlx::query(
+            "UPDATE grants SET opened_at = COALESCE(opened_at, $2), closed_at = NULL, close_reason = NULL,
+               refused_at = NULL, refuse_reason = NULL
+             WHERE id = $1",
+        ),
+        Said::Closed(_) => sqlx::query("UPDATE grants SET closed_at = $2, close_reason = $3 WHERE id = $1"),
+        Said::Refused(_) => {
+            sqlx::query("UPDATE grants SET refused_at = $2, refuse_reason = $3 WHERE id = $1")
+        }
+    };
+    let query = query.bind(id.to_string()).bind(at.micros());
+    let query = match said {
+        Said::Opened => query,
+        Said::Closed(reason) | Said::Refused(reason) => query.bind(reason),
+    };
+    query.execute(connection).await?;
+    Ok(())
+}

@@ -1,0 +1,311 @@
+//! Access requests, and what became of them on each machine.
+
+use nightlatch_core::id::{GrantId, MachineId, MachineName, RequestId, Subject};
+use nightlatch_core::port::PortPattern;
+use nightlatch_core::prefix::Prefix;
+use nightlatch_core::request::{AccessRequest, Justification, Span};
+use nightlatch_core::time::Timestamp;
+use serde::{Deserialize, Serialize};
+use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, AssertSqlSafe};
+
+use super::StoreError;
+use super::grants::{self, Grant};
+use super::page::{Conditions, Page};
+use super::row::{
+    from_number, json, maybe_parsed, maybe_text, maybe_time, parsed, text, time, to_json, unreadable,
+};
+
+/// A request as it was accepted.
+#[derive(Clone)]
+pub struct Request {
+    pub id: RequestId,
+    pub subject: Subject,
+    pub created_at: Timestamp,
+    pub ports: Vec<PortPattern>,
+    pub sources: Vec<Prefix>,
+    pub span: Span,
+    pub justification: Justification,
+}
+
+impl Request {
+    /// What is asked for on one of its machines.
+    pub fn on(&self, machine: MachineId) -> AccessRequest {
+        let Self {
+            id,
+            subject,
+            created_at: _,
+            ports,
+            sources,
+            span,
+            justification,
+        } = self.clone();
+        AccessRequest {
+            id,
+            machine,
+            subject,
+            ports,
+            sources,
+            span,
+            justification,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredWish {
+    ports: Vec<String>,
+    sources: Vec<Prefix>,
+    span: Span,
+    justification: Justification,
+}
+
+/// What became of a request on one machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Approved; the grant is signed when the machine connects.
+    Waiting,
+    Signed(GrantId),
+    /// By its requester, before it was signed.
+    Withdrawn,
+    /// When it was decided again.
+    Denied {
+        reason: String,
+        message: String,
+    },
+}
+
+impl Fate {
+    const fn state(&self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Signed(_) => "signed",
+            Self::Withdrawn => "withdrawn",
+            Self::Denied { .. } => "denied",
+        }
+    }
+}
+
+/// A machine's line of a request, with what is known of the machine and the grant.
+pub struct Outcome {
+    pub machine: MachineId,
+    pub machine_name: MachineName,
+    pub address: Option<String>,
+    pub last_seen_at: Option<Timestamp>,
+    pub fate: Fate,
+    pub grant: Option<Grant>,
+}
+
+pub async fn create(connection: &mut AnyConnection, request: &Request) -> Result<(), StoreError> {
+    let Request {
+        id,
+        subject,
+        created_at,
+        ports,
+        sources,
+        span,
+        justification,
+    } = request.clone();
+    let ports = ports.iter().map(ToString::to_string).collect();
+    let wish = StoredWish {
+        ports,
+        sources,
+        span,
+        justification,
+    };
+    sqlx::query("INSERT INTO requests (id, subject, created_at, wish) VALUES ($1, $2, $3, $4)")
+        .bind(id.to_string())
+        .bind(subject.as_str())
+        .bind(created_at.micros())
+        .bind(to_json(&wish))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+pub async fn add_outcome(
+    connection: &mut AnyConnection,
+    request: RequestId,
+    position: u64,
+    machine: MachineId,
+    fate: &Fate,
+) -> Result<(), StoreError> {
+    let grant = if let Fate::Signed(grant) = fate {
+        Some(grant.to_string())
+    } else {
+        None
+    };
+    sqlx::query(
+        "INSERT INTO outcomes (request, position, machine, state, grant_id) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(request.to_string())
+    .bind(from_number(position))
+    .bind(machine.to_string())
+    .bind(fate.state())
+    .bind(grant)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Settles what was waiting on a machine.
+pub async fn settle(
+    connection: &mut AnyConnection,
+    request: RequestId,
+    machine: MachineId,
+    fate: &Fate,
+) -> Result<(), StoreError> {
+    let (grant, reason, message) = match fate {
+        Fate::Waiting | Fate::Withdrawn => (None, None, None),
+        Fate::Signed(grant) => (Some(grant.to_string()), None, None),
+        Fate::Denied { reason, message } => (None, Some(reason), Some(message)),
+    };
+    sqlx::query(
+        "UPDATE outcomes SET state = $3, grant_id = $4, reason = $5, message = $6
+         WHERE request = $1 AND machine = $2 AND state = 'waiting'",
+    )
+    .bind(request.to_string())
+    .bind(machine.to_string())
+    .bind(fate.state())
+    .bind(grant)
+    .bind(reason)
+    .bind(message)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+pub async fn find(connection: &mut AnyConnection, id: RequestId) -> Result<Option<Request>, StoreError> {
+    let row = sqlx::query("SELECT id, subject, created_at, wish FROM requests WHERE id = $1")
+        .bind(id.to_string())
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(request).transpose()
+}
+
+/// The requests that wait for a machine, oldest first.
+pub async fn waiting_for(
+    connection: &mut AnyConnection,
+    machine: MachineId,
+) -> Result<Vec<Request>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT id, subject, created_at, wish FROM requests
+         WHERE id IN (SELECT request FROM outcomes WHERE machine = $1 AND state = 'waiting') ORDER BY id",
+    )
+    .bind(machine.to_string())
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(request).collect()
+}
+
+/// Which requests are listed.
+pub struct Filter {
+    pub machine: Option<MachineId>,
+    pub subject: Option<Subject>,
+    /// Only those that still wait for a machine.
+    pub waiting_only: bool,
+}
+
+/// Newest first, those with a smaller id than `before`.
+pub async fn list(
+    connection: &mut AnyConnection,
+    filter: &Filter,
+    before: Option<RequestId>,
+    size: i64,
+) -> Result<Page<Request>, StoreError> {
+    let Filter {
+        machine,
+        subject,
+        waiting_only,
+    } = filter;
+    let mut conditions = Conditions::default();
+    conditions.equal("subject", subject.as_ref().map(ToString::to_string));
+    conditions.equal("outcomes.machine", machine.map(|id| id.to_string()));
+    conditions.equal("outcomes.state", waiting_only.then(|| "waiting".to_owned()));
+    let sql = format!(
+        "SELECT DISTINCT requests.id, subject, created_at, wish
+         FROM requests JOIN outcomes ON outcomes.request = requests.id
+         WHERE requests.id < $1{} ORDER BY requests.id DESC LIMIT $2",
+        conditions.sql(3)
+    );
+    // Greater than any id.
+    let before = before.map_or_else(|| "~".to_owned(), |id| id.to_string());
+    let query = sqlx::query(AssertSqlSafe(sql))
+        .bind(before)
+        .bind(size.saturating_add(1));
+    let rows = conditions.bind(query).fetch_all(connection).await?;
+    let entries = rows.iter().map(request).collect::<Result<_, _>>()?;
+    // Each may have 64 machines with a sentence.
+    let weight = |_: &Request| 24 * 1024;
+    Ok(Page::cut(
+        entries,
+        size,
+        "requests",
+        |entry: &Request| entry.id,
+        weight,
+    ))
+}
+
+fn request(row: &AnyRow) -> Result<Request, StoreError> {
+    let StoredWish {
+        ports,
+        sources,
+        span,
+        justification,
+    } = json(row, "wish")?;
+    let ports = ports.iter().map(|text| text.parse()).collect::<Result<_, _>>();
+    Ok(Request {
+        id: parsed(row, "id")?,
+        subject: parsed(row, "subject")?,
+        created_at: time(row, "created_at")?,
+        ports: ports.map_err(|why| unreadable("wish", why))?,
+        sources,
+        span,
+        justification,
+    })
+}
+
+/// What became of a request, in the order its machines were named.
+pub async fn outcomes(
+    connection: &mut AnyConnection,
+    request: RequestId,
+) -> Result<Vec<Outcome>, StoreError> {
+    let sql = format!(
+        "SELECT outcomes.machine AS outcome_machine, outcomes.state AS outcome_state,
+           outcomes.grant_id AS outcome_grant, outcomes.reason AS outcome_reason,
+           outcomes.message AS outcome_message, machines.name AS machine_name,
+           machines.address AS machine_address, machines.last_seen_at AS machine_seen_at, {}
+         FROM outcomes JOIN machines ON machines.id = outcomes.machine
+           LEFT JOIN grants ON grants.id = outcomes.grant_id
+         WHERE outcomes.request = $1 ORDER BY outcomes.position",
+        grants::COLUMNS
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(request.to_string())
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(outcome).collect()
+}
+
+fn outcome(row: &AnyRow) -> Result<Outcome, StoreError> {
+    let grant: Option<GrantId> = maybe_parsed(row, "outcome_grant")?;
+    let fate = match (text(row, "outcome_state")?.as_str(), grant) {
+        ("waiting", _) => Fate::Waiting,
+        ("withdrawn", _) => Fate::Withdrawn,
+        ("signed", Some(grant)) => Fate::Signed(grant),
+        ("denied", _) => Fate::Denied {
+            reason: maybe_text(row, "outcome_reason")?.unwrap_or_default(),
+            message: maybe_text(row, "outcome_message")?.unwrap_or_default(),
+        },
+        (other, _) => return Err(unreadable("state", other)),
+    };
+    Ok(Outcome {
+        machine: parsed(row, "outcome_machine")?,
+        machine_name: parsed(row, "machine_name")?,
+        address: maybe_text(row, "machine_address")?,
+        last_seen_at: maybe_time(row, "machine_seen_at")?,
+        fate,
+        grant: grant.map(|_| grants::read(row)).transpose()?,
+    })
+}

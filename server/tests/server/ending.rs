@@ -1,0 +1,212 @@
+use std::time::Duration;
+
+use nightlatch_proto::pb;
+use nightlatch_server::clock::Clock;
+use pb::GrantState::{Closing, Ended, Open};
+use pb::connect_response::Message as Answer;
+use tokio::task::JoinHandle;
+use tonic::Code;
+
+use crate::host::{Host, Link};
+use crate::world::{Client, SOON, World, ask, seconds, ssh_rule, until};
+
+struct Scene {
+    world: World,
+    alice: Client,
+    admin: Client,
+    attending: JoinHandle<Host>,
+    grant: String,
+}
+
+/// Alice has an open grant on web-1.
+async fn opened() -> Scene {
+    let world = World::begin().await;
+    let (mut alice, mut admin) = world.two_people().await;
+    let host = Host::enrol(&world, "web-1").await;
+    admin.set_policy("web-1", vec![ssh_rule()]).await;
+    let attending = host.attend(&world).await;
+    let request = alice.request(ask(&["web-1"], 10)).await.unwrap();
+    until(async || {
+        let grant = request_grant(&alice, &request.name).await;
+        grant.is_some_and(|grant| grant.state() == Open)
+    })
+    .await;
+    let grant = request_grant(&alice, &request.name).await.unwrap().name;
+    Scene {
+        world,
+        alice,
+        admin,
+        attending,
+        grant,
+    }
+}
+
+async fn request_grant(client: &Client, name: &str) -> Option<pb::Grant> {
+    let mut client = client.clone();
+    let get = pb::GetAccessRequestRequest {
+        name: name.to_owned(),
+    };
+    let request = client.access.get_access_request(get).await.unwrap().into_inner();
+    let name = request.outcomes[0].grant.clone();
+    if name.is_empty() {
+        None
+    } else {
+        Some(client.grant(&name).await)
+    }
+}
+
+#[tokio::test]
+async fn ending_one_s_own_grant_is_answered_when_the_host_has_closed() {
+    let Scene {
+        world,
+        mut alice,
+        mut admin,
+        grant,
+        ..
+    } = opened().await;
+    let call = pb::EndGrantRequest {
+        name: grant.clone(),
+        wait: Some(seconds(10)),
+    };
+    let not_hers = admin.access.end_grant(call.clone()).await.unwrap_err();
+    assert_eq!(not_hers.code(), Code::PermissionDenied);
+    for _ in 0..2 {
+        let ended = alice.access.end_grant(call.clone()).await.unwrap().into_inner();
+        assert_eq!((ended.state(), ended.reason.as_str()), (Ended, "DONE"));
+        assert!(ended.close_time.is_some());
+    }
+    assert_eq!(admin.events_of("grant.revoked").await.len(), 1);
+    assert_eq!(admin.events_of("grant.closed").await.len(), 1);
+    drop(world);
+}
+
+#[tokio::test]
+async fn revoking_on_an_away_host_says_that_the_grant_runs_there_until_it_connects() {
+    let Scene {
+        world,
+        mut alice,
+        mut admin,
+        attending,
+        grant,
+    } = opened().await;
+    attending.abort();
+    assert!(attending.await.is_err());
+    until(async || {
+        let call = pb::GetMachineRequest {
+            name: "machines/web-1".to_owned(),
+        };
+        !admin
+            .clone()
+            .machines
+            .get_machine(call)
+            .await
+            .unwrap()
+            .into_inner()
+            .connected
+    })
+    .await;
+    let call = pb::RevokeGrantRequest {
+        name: grant.clone(),
+        wait: Some(seconds(10)),
+    };
+    let revoked = admin.access.revoke_grant(call).await.unwrap().into_inner();
+    assert_eq!(
+        (revoked.state(), revoked.ended_by.as_str()),
+        (Closing, "person/admin")
+    );
+    assert!(
+        revoked.message.contains("runs to its end at"),
+        "{}",
+        revoked.message
+    );
+    world.clock.advance(Duration::from_secs(600));
+    assert_eq!(alice.grant(&grant).await.state(), Ended);
+}
+
+#[tokio::test]
+async fn a_grant_whose_time_is_over_has_ended_without_any_word_of_the_host() {
+    let Scene {
+        world,
+        mut alice,
+        grant,
+        ..
+    } = opened().await;
+    world.clock.advance(Duration::from_secs(601));
+    assert_eq!(alice.grant(&grant).await.state(), Ended);
+    let live = pb::ListGrantsRequest {
+        live_only: true,
+        ..Default::default()
+    };
+    assert!(
+        alice
+            .access
+            .list_grants(live)
+            .await
+            .unwrap()
+            .into_inner()
+            .grants
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn a_grant_that_the_host_never_opened_is_closed_when_it_has_taken_the_end() {
+    let world = World::begin().await;
+    let (mut alice, mut admin) = world.two_people().await;
+    let host = Host::enrol(&world, "web-1").await;
+    admin.set_policy("web-1", vec![ssh_rule()]).await;
+    let mut link = Link::connect(host, &world).await.unwrap();
+    let now = world.clock.now();
+    link.until(now, |answer| {
+        matches!(answer, Answer::AssignmentPart(_)).then_some(())
+    })
+    .await;
+    let request = alice.request(ask(&["web-1"], 0)).await.unwrap();
+    let host = link.host.clone();
+    drop(link);
+    let call = pb::EndGrantRequest {
+        name: request.outcomes[0].grant.clone(),
+        wait: Some(seconds(0)),
+    };
+    assert_eq!(
+        alice
+            .access
+            .end_grant(call.clone())
+            .await
+            .unwrap()
+            .into_inner()
+            .state(),
+        Closing
+    );
+    // As if it had crashed before it took the grant; then another change comes.
+    let _attending = host.attend(&world).await;
+    admin.set_policy("web-1", vec![ssh_rule()]).await;
+    let grant = request.outcomes[0].grant.clone();
+    until(async || alice.clone().grant(&grant).await.state() == Ended).await;
+}
+
+#[tokio::test]
+async fn deleting_a_policy_ends_the_machine_s_grants_and_unguards_it() {
+    let Scene {
+        mut world,
+        alice,
+        mut admin,
+        attending,
+        grant,
+    } = opened().await;
+    let call = pb::DeletePolicyRequest {
+        name: "machines/web-1/policy".to_owned(),
+        etag: String::new(),
+    };
+    admin.machines.delete_policy(call.clone()).await.unwrap();
+    assert_eq!(
+        admin.machines.delete_policy(call).await.unwrap_err().code(),
+        Code::NotFound
+    );
+    until(async || alice.clone().grant(&grant).await.state() == Ended).await;
+    assert_eq!(alice.clone().grant(&grant).await.reason, "POLICY_DELETED");
+    world.stop().await;
+    let host = tokio::time::timeout(SOON, attending).await.unwrap().unwrap();
+    assert!(host.policy.unwrap().policy().guarded.is_empty());
+    assert!(host.grants.is_empty());
+}

@@ -1,0 +1,148 @@
+use std::time::Duration;
+
+use nightlatch_proto::error::Problem;
+use nightlatch_proto::pb;
+use tonic::{Code, Status};
+
+use crate::host::{Host, Link, secret};
+use crate::world::{SOON, World, ask, problem, ssh_rule, until};
+
+fn refused(result: Result<Host, Status>) -> Problem {
+    problem(&result.err().expect("it was let in"))
+}
+
+#[tokio::test]
+async fn a_token_enrols_one_machine_once() {
+    let world = World::begin().await;
+    let secret = secret(&world, None, false).await;
+    Host::enrol_with(&world, "web-1", &secret).await.unwrap();
+    let again = refused(Host::enrol_with(&world, "web-2", &secret).await);
+    assert_eq!(
+        (again.code, again.reason.as_str()),
+        (Code::PermissionDenied, "TOKEN_INVALID")
+    );
+    let made_up = refused(Host::enrol_with(&world, "web-2", "made up").await);
+    assert_eq!(made_up.reason, "TOKEN_INVALID");
+    let mut admin = world.client(&world.admin()).await;
+    let machines = admin
+        .machines
+        .list_machines(pb::ListMachinesRequest::default())
+        .await
+        .unwrap();
+    assert_eq!(machines.into_inner().machines.len(), 1);
+    assert_eq!(admin.events_of("machine.enrolled").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_token_expires_after_a_day() {
+    let world = World::begin().await;
+    let secret = secret(&world, None, false).await;
+    world.clock.advance(Duration::from_secs(24 * 3600));
+    assert!(
+        refused(Host::enrol_with(&world, "web-1", &secret).await)
+            .message
+            .contains("has expired")
+    );
+}
+
+#[tokio::test]
+async fn a_token_for_one_name_enrols_no_other_and_is_not_spent_by_trying() {
+    let world = World::begin().await;
+    let secret = secret(&world, Some("web-1"), false).await;
+    let other = refused(Host::enrol_with(&world, "web-2", &secret).await);
+    assert_eq!(
+        (other.reason.as_str(), other.field()),
+        ("TOKEN_FOR_OTHER_NAME", Some("machine_name"))
+    );
+    Host::enrol_with(&world, "web-1", &secret).await.unwrap();
+}
+
+#[tokio::test]
+async fn bad_enrolments_are_refused_by_their_field() {
+    let world = World::begin().await;
+    let secret = secret(&world, None, false).await;
+    let channel = world.channel_to_people(None).await;
+    let mut client = pb::enrollment_service_client::EnrollmentServiceClient::new(channel);
+    let good = pb::EnrollRequest {
+        secret,
+        machine_name: "web-1".to_owned(),
+        certificate_request_pem: "none".to_owned(),
+        receipt_public_key: nightlatch_core::signing::SigningKey::from_seed(&[1; 32])
+            .public()
+            .to_spki(),
+    };
+    for (call, field) in [
+        (good.clone(), "certificate_request_pem"),
+        (
+            pb::EnrollRequest {
+                secret: String::new(),
+                ..good.clone()
+            },
+            "secret",
+        ),
+        (
+            pb::EnrollRequest {
+                machine_name: "a b".to_owned(),
+                ..good.clone()
+            },
+            "machine_name",
+        ),
+        (
+            pb::EnrollRequest {
+                receipt_public_key: vec![1],
+                ..good
+            },
+            "receipt_public_key",
+        ),
+    ] {
+        let refused = problem(&client.enroll(call).await.unwrap_err());
+        assert_eq!(
+            (refused.code, refused.field()),
+            (Code::InvalidArgument, Some(field))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_taken_name_is_refused_unless_the_token_may_replace_the_machine() {
+    let world = World::begin().await;
+    let (mut alice, mut admin) = world.two_people().await;
+    let old = Host::enrol(&world, "web-1").await;
+    admin.set_policy("web-1", vec![ssh_rule()]).await;
+    let attending = old.clone().attend(&world).await;
+    until(async || {
+        alice.clone().request(ask(&["web-1"], 5)).await.unwrap().outcomes[0].state() == pb::OutcomeState::Open
+    })
+    .await;
+    let grant = alice.request(ask(&["web-1"], 5)).await.unwrap().outcomes[0]
+        .grant
+        .clone();
+
+    let plain = secret(&world, Some("web-1"), false).await;
+    let taken = refused(Host::enrol_with(&world, "web-1", &plain).await);
+    assert_eq!(
+        (taken.code, taken.reason.as_str()),
+        (Code::AlreadyExists, "NAME_TAKEN")
+    );
+    assert_eq!(admin.events_of("machine.refused").await.len(), 1);
+
+    let replacing = secret(&world, Some("web-1"), true).await;
+    let new = Host::enrol_with(&world, "web-1", &replacing).await.unwrap();
+    assert_ne!(new.id, old.id);
+    // The old stream is cut, its certificate counts no longer, its grants have ended.
+    let old = tokio::time::timeout(SOON, attending).await.unwrap().unwrap();
+    let refused = Link::connect(old, &world)
+        .await
+        .err()
+        .map(|status| problem(&status).reason);
+    assert_eq!(refused.as_deref(), Some("CERTIFICATE_SUPERSEDED"));
+    assert_eq!(alice.grant(&grant).await.reason, "MACHINE_REPLACED");
+    // The new one is guarded as the old one was.
+    let mut link = Link::connect(new, &world).await.unwrap();
+    let now = nightlatch_server::clock::Clock::now(&*world.clock);
+    link.until(now, |answer| {
+        matches!(answer, pb::connect_response::Message::AssignmentPart(_)).then_some(())
+    })
+    .await;
+    assert_eq!(link.host.policy.unwrap().policy().guarded.len(), 1);
+}

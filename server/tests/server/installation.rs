@@ -1,0 +1,97 @@
+use nightlatch_server::clock::Clock;
+use nightlatch_server::config::ServerConfig;
+use nightlatch_server::console;
+use nightlatch_server::init::{InitError, init};
+use nightlatch_server::server::Server;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use crate::world::{HandClock, World};
+
+#[tokio::test]
+async fn init_overwrites_nothing_and_a_failed_one_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    let now = HandClock::default().now();
+    let bad = init(&state, &["not a host".to_owned()], now).await;
+    assert!(matches!(bad, Err(InitError::Certificate(_))));
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+
+    std::fs::create_dir(&state).unwrap();
+    init(&state, &["localhost".to_owned()], now).await.unwrap();
+    let key = std::fs::read(state.join("ca.key")).unwrap();
+    assert!(matches!(
+        init(&state, &["localhost".to_owned()], now).await,
+        Err(InitError::NotEmpty(_))
+    ));
+    assert_eq!(std::fs::read(state.join("ca.key")).unwrap(), key);
+    for entry in std::fs::read_dir(&state).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+        let name = entry.file_name().into_string().unwrap();
+        let is_secret = name.ends_with(".key") || name.ends_with(".db");
+        assert_eq!(mode, if is_secret { 0o600 } else { 0o644 }, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_does_not_start_with_a_key_that_others_may_read_or_a_list_of_other_keys() {
+    let mut world = World::begin().await;
+    world.stop().await;
+    let failure = async |config: &ServerConfig| {
+        let bound = Server::bind(config, Arc::new(HandClock::default())).await;
+        bound.err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    let key = world.config.state.join("signing.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(failure(&world.config).await.contains("chmod 600"));
+    std::fs::copy(world.config.state.join("root.key"), &key).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(failure(&world.config).await.contains("does not list"));
+    std::fs::remove_file(&key).unwrap();
+    assert!(failure(&world.config).await.contains("signing.key"));
+}
+
+#[tokio::test]
+async fn two_servers_never_run_over_one_state_directory() {
+    let mut world = World::begin().await;
+    let second = Server::bind(&world.config, Arc::new(HandClock::default())).await;
+    assert!(
+        second
+            .err()
+            .is_some_and(|error| error.to_string().contains("another server"))
+    );
+    world.stop().await;
+    world.start().await;
+}
+
+#[tokio::test]
+async fn the_server_certificate_is_renewed_before_it_ends() {
+    let mut world = World::begin().await;
+    let before = world.state().read("server.pem").unwrap();
+    world.stop().await;
+    world.start().await;
+    assert_eq!(world.state().read("server.pem").unwrap(), before);
+    world.stop().await;
+    world
+        .clock
+        .advance(core::time::Duration::from_secs(340 * 24 * 3600));
+    world.start().await;
+    assert_ne!(world.state().read("server.pem").unwrap(), before);
+}
+
+#[tokio::test]
+async fn the_root_key_is_removed_only_after_it_was_exported() {
+    let world = World::begin().await;
+    assert!(console::remove_root(&world.config).is_err());
+    let file = world.directory.path().join("root.copy");
+    console::export_root(&world.config, &file).unwrap();
+    assert!(console::export_root(&world.config, &file).is_err());
+    assert_eq!(
+        std::fs::read(&file).unwrap(),
+        std::fs::read(world.config.state.join("root.key")).unwrap()
+    );
+    console::remove_root(&world.config).unwrap();
+    assert!(!world.config.state.join("root.key").exists());
+    assert!(console::export_root(&world.config, &world.directory.path().join("again")).is_err());
+}
