@@ -1,0 +1,184 @@
+//! What the enforcer tells the server: receipts, reports and replies. None of it holds up an enforcement step.
+
+use nightlatch_core::assignment::Generation;
+use nightlatch_core::ledger::{Change, Closing};
+use nightlatch_core::receipt::{Done, Happening};
+use nightlatch_core::time::Timestamp;
+
+use super::{BATCH, Enforcer, Gate, MOST_REPORTS, WINDOW};
+use crate::causes::causes;
+use crate::clock::Clock;
+use crate::ledger_file::{RecordSink, snapshot};
+use crate::server_link::{Report, Taken, ToServer};
+
+impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
+    /// The whole names refused grants again; one receipt is enough for each reason.
+    pub(super) fn newly_refused(&self, change: &Change) -> Vec<Happening> {
+        let Some(at) = self.best_time() else {
+            return Vec::new();
+        };
+        let refused = change.refused().iter();
+        let refused = refused.filter(|(id, rejected)| self.ledger.refused_as(*id) != Some(rejected.code()));
+        refused
+            .map(|(id, rejected)| {
+                tracing::warn!(grant = %id, code = rejected.code(), %rejected, "refused");
+                Happening {
+                    grant: *id,
+                    event: Done::Refused,
+                    at,
+                    reason: rejected.code().to_owned(),
+                }
+            })
+            .collect()
+    }
+
+    /// Makes the receipts that are due. None says `opened` before the firewall has done it, and none is made
+    /// before the server was heard: until then the wall clock may close too early.
+    pub(super) fn account(&mut self) {
+        let now = self.clock.now();
+        let Some(at) = self.best_time().filter(|_| self.gate_due_at.is_none()) else {
+            return;
+        };
+        if let Err(error) = self.outbox.retry() {
+            tracing::warn!(
+                error = %causes(&error),
+                "receipts wait for the disk"
+            );
+            return;
+        }
+        let unreported = self.ledger.unreported(now);
+        let closed = std::mem::take(&mut self.closed).into_iter();
+        let expired = unreported.closed.iter().map(|id| (*id, Closing::Expired.code()));
+        let mut happenings: Vec<Happening> = closed
+            .chain(expired)
+            .map(|(grant, reason)| {
+                tracing::info!(%grant, reason, "closed");
+                Happening {
+                    grant,
+                    event: Done::Closed,
+                    at,
+                    reason: reason.to_owned(),
+                }
+            })
+            .collect();
+        happenings.extend(unreported.opened.iter().map(|grant| {
+            tracing::info!(%grant, "opened");
+            Happening {
+                grant: *grant,
+                event: Done::Opened,
+                at,
+                reason: String::new(),
+            }
+        }));
+        let is_written = self.add_receipts(happenings);
+        if !unreported.is_empty() {
+            let record = self.ledger.reported(unreported);
+            // Without it the receipts are made once more after a crash, which does no harm.
+            if is_written {
+                self.write_or_log(&record, false);
+            }
+        }
+        if is_written && std::mem::take(&mut self.has_fallen) {
+            let records = snapshot(&self.ledger, &self.time, now);
+            if let Err(error) = self.sink.rewrite(&records) {
+                tracing::warn!(
+                    error = %causes(&error),
+                    "the ledger's file is behind"
+                );
+            }
+        }
+        self.send_receipts();
+    }
+
+    pub(super) fn add_receipts(&mut self, happenings: Vec<Happening>) -> bool {
+        match self.outbox.add(happenings) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(
+                    error = %causes(&error),
+                    "receipts wait for the disk"
+                );
+                false
+            }
+        }
+    }
+
+    pub(super) fn receipts_stored(&mut self, sequence: u64) {
+        if let Some(stream) = self.stream.as_mut() {
+            while stream.on_the_way.pop_front_if(|last| *last <= sequence).is_some() {}
+        }
+        if let Err(error) = self.outbox.stored(sequence) {
+            tracing::warn!(
+                error = %causes(&error),
+                "stored receipts can't be crossed off"
+            );
+        }
+        self.send_receipts();
+    }
+
+    pub(super) fn send_receipts(&mut self) {
+        while let Some(stream) = self
+            .stream
+            .as_mut()
+            .filter(|stream| stream.on_the_way.len() < WINDOW)
+        {
+            let Some((last, envelopes)) = self.outbox.sendable(stream.sent, BATCH) else {
+                return;
+            };
+            stream.sent = last;
+            stream.on_the_way.push_back(last);
+            self.say(ToServer::Receipts(envelopes));
+        }
+    }
+
+    /// The host's best knowledge of true time, once the server was heard in this boot.
+    pub(super) fn best_time(&self) -> Option<Timestamp> {
+        let now = self.clock.now();
+        self.time.latest(now).and_then(|_| self.time.earliest(now))
+    }
+
+    pub(super) fn report(&mut self, code: &'static str, message: String) {
+        // A failure that lasts is said once per connection, not with each try.
+        if self.reports.iter().any(|(known, ..)| *known == code) {
+            return;
+        }
+        if self.reports.len() >= MOST_REPORTS {
+            self.reports.pop_front();
+        }
+        let at = self.time.earliest(self.clock.now());
+        self.reports.push_back((code, message, at));
+        self.send_reports();
+    }
+
+    pub(super) fn send_reports(&mut self) {
+        if self.stream.is_none() {
+            return;
+        }
+        let given_up = self.outbox.take_given_up();
+        if given_up > 0 {
+            let message = format!("{given_up} receipts were given up: the host could not keep more");
+            self.reports.push_back(("RECEIPTS_GIVEN_UP", message, None));
+        }
+        while let Some((code, message, at)) = self.reports.pop_front() {
+            let time = at.unwrap_or_else(|| self.clock.wall());
+            self.say(ToServer::Report(Report { code, message, time }));
+        }
+    }
+
+    pub(super) fn reply(&mut self, generation: Generation, taken: Taken, message: &str) {
+        self.say(ToServer::Reply {
+            generation,
+            taken,
+            message: message.to_owned(),
+        });
+    }
+
+    /// Never waits: a stream that takes nothing more is given up, and the link makes another.
+    pub(super) fn say(&mut self, word: ToServer) {
+        let Some(stream) = &self.stream else { return };
+        if let Err(error) = stream.to_server.try_send(word) {
+            tracing::debug!(%error, "the stream is given up");
+            self.stream = None;
+        }
+    }
+}

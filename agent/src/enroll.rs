@@ -1,0 +1,367 @@
+//! Joining an installation: keys are made here and never leave, the token's certificate authority is pinned.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nightlatch_core::id::{InstallationId, InvalidId, MachineId, MachineName};
+use nightlatch_core::signing::{InvalidKey, PublicKey, SigningKey, sha256};
+use nightlatch_core::time::Timestamp;
+use nightlatch_proto::error::Problem;
+use nightlatch_proto::pb;
+use nightlatch_proto::pb::enrollment_service_client::EnrollmentServiceClient;
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tonic::Status;
+use zeroize::Zeroizing;
+
+use crate::certificate::{Holder, Kind, public_key_of};
+use crate::channel;
+use crate::identity::{CA, CERTIFICATE, ENROLLMENT, Enrollment, KEY, RECEIPT_KEY};
+use crate::ledger_file;
+use crate::server_tls::{self, NoConnection, Pin};
+use crate::state::{self, LEDGER, StateDir};
+use crate::token::{MalformedToken, Token};
+
+const CALL_PATIENCE: Duration = Duration::from_secs(20);
+const MOST_ADDRESSES: usize = 16;
+
+/// Why this host did not join. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum NotEnrolled {
+    #[error(transparent)]
+    Token(#[from] MalformedToken),
+    #[error("this host has joined already ({}): remove that directory to join anew, or use another with --state", .0.display())]
+    Already(PathBuf),
+    #[error("{} is not empty: empty it or use another directory with --state", .0.display())]
+    NotEmpty(PathBuf),
+    #[error("this host's own name does not do: give one with --name")]
+    HostName(#[source] InvalidId),
+    #[error("--name: {0}")]
+    Name(InvalidId),
+    #[error("cannot read this host's name: give one with --name")]
+    NoHostName(#[source] nix::Error),
+    #[error("cannot make a key")]
+    Key(#[source] rcgen::Error),
+    #[error("cannot make a receipt key")]
+    ReceiptKey(#[source] InvalidKey),
+    #[error("the operating system gives no random numbers")]
+    NoRandom(#[source] rand::rngs::SysError),
+    #[error("cannot prepare TLS")]
+    Tls(#[source] rustls::Error),
+    #[error(transparent)]
+    Connection(#[from] NoConnection),
+    #[error("the connection failed before the server answered: try again")]
+    Transport(#[source] tonic::transport::Error),
+    #[error("the server did not answer within {} s: try again", CALL_PATIENCE.as_secs())]
+    Silent,
+    #[error("the server refused ({}): {}", .0.reason, .0.message)]
+    Refused(Problem),
+    #[error("the server's answer does not fit ({0}): update agent and server to the same version")]
+    BadAnswer(&'static str),
+    #[error("cannot write {}", path.display())]
+    Disk {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Joins, and gives what was written.
+///
+/// # Errors
+/// Whatever stands against it. The state directory appears whole or not at all.
+pub async fn enroll(
+    token: &str,
+    name: Option<&str>,
+    state: &StateDir,
+    now: Timestamp,
+) -> Result<Enrollment, NotEnrolled> {
+    let token: Token = token.parse()?;
+    let name = machine_name(name)?;
+    check_free(state)?;
+    let draft = Draft::new(state.path())?;
+    let keys = Keys::generate()?;
+    draft.write(KEY, keys.tls.serialize_pem().as_bytes())?;
+    let pem = Zeroizing::new(keys.receipt.to_pem().map_err(NotEnrolled::ReceiptKey)?);
+    draft.write(RECEIPT_KEY, pem.as_bytes())?;
+
+    let answer = ask(&token, &name, &keys).await?;
+    let joined = Joined::read(answer, &token, &keys, now)?;
+    draft.write(CERTIFICATE, joined.certificate_pem.as_bytes())?;
+    draft.write(CA, joined.ca_pem.as_bytes())?;
+    let json = serde_json::to_vec_pretty(&joined.enrollment);
+    let json = json
+        .ok()
+        .ok_or(NotEnrolled::BadAnswer("its fields are no JSON"))?;
+    draft.write(LEDGER, ledger_file::HEADER)?;
+    draft.write(ENROLLMENT, &json)?;
+    draft.put_in_place()?;
+    Ok(joined.enrollment)
+}
+
+fn machine_name(given: Option<&str>) -> Result<MachineName, NotEnrolled> {
+    match given {
+        Some(name) => name.parse().map_err(NotEnrolled::Name),
+        None => {
+            let host = nix::unistd::gethostname().map_err(NotEnrolled::NoHostName)?;
+            host.to_string_lossy().parse().map_err(NotEnrolled::HostName)
+        }
+    }
+}
+
+fn check_free(state: &StateDir) -> Result<(), NotEnrolled> {
+    if state.file(ENROLLMENT).exists() {
+        return Err(NotEnrolled::Already(state.path().to_owned()));
+    }
+    match fs::read_dir(state.path()) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(NotEnrolled::NotEmpty(state.path().to_owned())),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(NotEnrolled::Disk {
+            path: state.path().to_owned(),
+            source,
+        }),
+    }
+}
+
+struct Keys {
+    tls: KeyPair,
+    receipt: SigningKey,
+}
+
+impl Keys {
+    fn generate() -> Result<Self, NotEnrolled> {
+        let tls = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(NotEnrolled::Key)?;
+        let mut seed = Zeroizing::new([0; 32]);
+        rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, &mut *seed).map_err(NotEnrolled::NoRandom)?;
+        Ok(Self {
+            tls,
+            receipt: SigningKey::from_seed(&seed),
+        })
+    }
+
+    /// Only its public key is used: the server names the machine.
+    fn certificate_request(&self) -> Result<String, NotEnrolled> {
+        let params = CertificateParams::new(Vec::new()).map_err(NotEnrolled::Key)?;
+        let request = params.serialize_request(&self.tls).map_err(NotEnrolled::Key)?;
+        request.pem().map_err(NotEnrolled::Key)
+    }
+}
+
+async fn ask(token: &Token, name: &MachineName, keys: &Keys) -> Result<pb::EnrollResponse, NotEnrolled> {
+    let request = pb::EnrollRequest {
+        secret: token.secret.to_string(),
+        machine_name: name.to_string(),
+        certificate_request_pem: keys.certificate_request()?,
+        receipt_public_key: keys.receipt.public().to_spki(),
+    };
+    let config =
+        server_tls::client_config(Pin::Fingerprint(token.ca_sha256), None).map_err(NotEnrolled::Tls)?;
+    let stream = server_tls::connect(&token.server, config).await?;
+    let channel = channel::over(stream, &token.server)
+        .await
+        .map_err(NotEnrolled::Transport)?;
+    let mut client = EnrollmentServiceClient::new(channel);
+    match tokio::time::timeout(CALL_PATIENCE, client.enroll(request)).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(refused(&status)),
+        Err(_elapsed) => Err(NotEnrolled::Silent),
+    }
+}
+
+fn refused(status: &Status) -> NotEnrolled {
+    let mut problem = Problem::from_status(status);
+    if problem.reason.is_empty() {
+        problem.reason = format!("{:?}", problem.code);
+    }
+    NotEnrolled::Refused(problem)
+}
+
+struct Joined {
+    enrollment: Enrollment,
+    certificate_pem: String,
+    ca_pem: String,
+}
+
+impl Joined {
+    fn read(
+        answer: pb::EnrollResponse,
+        token: &Token,
+        keys: &Keys,
+        now: Timestamp,
+    ) -> Result<Self, NotEnrolled> {
+        let bad = NotEnrolled::BadAnswer;
+        let pb::EnrollResponse {
+            machine_id,
+            machine_name,
+            certificate_pem,
+            ca_certificate_pem,
+            root_public_key,
+            installation_id,
+            agent_addresses,
+        } = answer;
+        let machine_id: MachineId = machine_id.parse().ok().ok_or_else(|| bad("machine_id"))?;
+        let installation_id: InstallationId = installation_id
+            .parse()
+            .ok()
+            .ok_or_else(|| bad("installation_id"))?;
+        let ca = CertificateDer::from_pem_slice(ca_certificate_pem.as_bytes());
+        let ca = ca.ok().ok_or_else(|| bad("ca_certificate_pem"))?;
+        if sha256(&ca) != token.ca_sha256 {
+            return Err(bad("ca_certificate_pem is not the one that the token names"));
+        }
+        let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes());
+        let certificate = certificate.ok().ok_or_else(|| bad("certificate_pem"))?;
+        let names = Holder {
+            installation: installation_id,
+            kind: Kind::Machine,
+            id: machine_id.to_string(),
+        };
+        if Holder::of(&certificate) != Ok(names)
+            || public_key_of(&certificate) != Ok(keys.tls.subject_public_key_info())
+        {
+            return Err(bad("certificate_pem names another machine or key"));
+        }
+        if agent_addresses.is_empty() || agent_addresses.len() > MOST_ADDRESSES {
+            return Err(bad("agent_addresses"));
+        }
+        let enrollment = Enrollment {
+            machine_id,
+            machine_name: machine_name.parse().ok().ok_or_else(|| bad("machine_name"))?,
+            installation_id,
+            root_key: PublicKey::from_spki(&root_public_key)
+                .ok()
+                .ok_or_else(|| bad("root_public_key"))?,
+            agent_addresses,
+            enrolled_at: now,
+        };
+        Ok(Self {
+            enrollment,
+            certificate_pem,
+            ca_pem: ca_certificate_pem,
+        })
+    }
+}
+
+/// The state directory as it will be, beside its place. Taken away again unless it is put there.
+struct Draft {
+    folder: PathBuf,
+    place: PathBuf,
+    done: bool,
+}
+
+impl Draft {
+    fn new(place: &Path) -> Result<Self, NotEnrolled> {
+        let disk = |path: &Path, source| NotEnrolled::Disk {
+            path: path.to_owned(),
+            source,
+        };
+        let place = std::path::absolute(place).map_err(|source| disk(place, source))?;
+        if let Some(parent) = place.parent() {
+            fs::create_dir_all(parent).map_err(|source| disk(parent, source))?;
+        }
+        let mut folder = place.clone().into_os_string();
+        folder.push(format!(".new-{}", std::process::id()));
+        let folder = PathBuf::from(folder);
+        let made = DirBuilder::new().mode(0o700).create(&folder);
+        made.map_err(|source| disk(&folder, source))?;
+        Ok(Self {
+            folder,
+            place,
+            done: false,
+        })
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), NotEnrolled> {
+        let path = self.folder.join(name);
+        match state::write_private(&path, bytes) {
+            Ok(_file) => Ok(()),
+            Err(source) => Err(NotEnrolled::Disk { path, source }),
+        }
+    }
+
+    fn put_in_place(mut self) -> Result<(), NotEnrolled> {
+        let disk = |source| NotEnrolled::Disk {
+            path: self.place.clone(),
+            source,
+        };
+        // An empty directory gives way to a rename (rename(2)).
+        fs::rename(&self.folder, &self.place).map_err(disk)?;
+        self.done = true;
+        state::sync_folder_of(&self.place).map_err(|source| NotEnrolled::Disk {
+            path: self.place.clone(),
+            source,
+        })
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.done {
+            drop(fs::remove_dir_all(&self.folder));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_draft_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("state");
+        let draft = Draft::new(&place).unwrap();
+        draft.write("file", b"x").unwrap();
+        drop(draft);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+
+        fs::create_dir(&place).unwrap();
+        let draft = Draft::new(&place).unwrap();
+        draft.write("file", b"x").unwrap();
+        draft.put_in_place().unwrap();
+        assert_eq!(fs::read(place.join("file")).unwrap(), b"x");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_directory_in_use_is_refused_before_anything_is_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path().to_owned());
+        check_free(&state).unwrap();
+        fs::write(folder.path().join("other"), "x").unwrap();
+        assert!(matches!(check_free(&state), Err(NotEnrolled::NotEmpty(_))));
+        fs::write(folder.path().join(ENROLLMENT), "{}").unwrap();
+        assert!(matches!(check_free(&state), Err(NotEnrolled::Already(_))));
+    }
+
+    #[tokio::test]
+    async fn an_unreachable_server_leaves_nothing_behind() {
+        use base64::Engine;
+        let folder = tempfile::tempdir().unwrap();
+        let json = format!(
+            r#"{{"secret":"s","server":"127.0.0.1:1","ca_sha256":"{}"}}"#,
+            "0".repeat(64)
+        );
+        let token = format!(
+            "nlt1_{}",
+            base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json)
+        );
+        let state = StateDir::new(folder.path().join("state"));
+        let now = "2026-11-22T09:30:00Z".parse().unwrap();
+        let error = enroll(&token, Some("web-1"), &state, now).await.unwrap_err();
+        assert!(
+            matches!(error, NotEnrolled::Connection(NoConnection::Unreachable { .. })),
+            "{error}"
+        );
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let error = enroll(&token, Some("web 1"), &state, now).await.unwrap_err();
+        assert!(error.to_string().contains("--name"), "{error}");
+    }
+}

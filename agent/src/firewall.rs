@@ -1,0 +1,490 @@
+//! The host's firewall: makes the kernel's table `inet nightlatch` equal to a ruleset, and looks at it.
+//!
+//! The kernel ends each opening by itself. A change is one netlink transaction, which holds whole or not at
+//! all; after an error, or when nothing is known, the whole table is made anew in one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::time::Duration;
+
+use netlink_packet_core::DecodeError;
+use nightlatch_core::prefix::Family;
+use nightlatch_core::ruleset::{End, OpeningKey, Ruleset};
+use nightlatch_core::time::BootTime;
+use nix::errno::Errno;
+
+mod batch;
+mod bytecode;
+mod netlink;
+mod reading;
+mod rendering;
+mod table;
+
+pub use reading::TableState;
+pub use rendering::rendering;
+
+use batch::{Batch, key_bytes};
+use netlink::Netlink;
+use table::{Key, Lifetime, SetName, Table, key_of, set_of};
+
+/// The oldest kernel that refuses split IPv6 first fragments by itself, which the gate relies on.
+const OLDEST_KERNEL: (u32, u32) = (5, 11);
+
+/// What an element is given before it is taken out, see [`Changes`].
+const PLACEHOLDER: Lifetime = Lifetime::For(Duration::from_secs(60));
+
+/// What writing one element takes at most, so that the last one of a large batch doesn't end late either.
+const PER_ELEMENT: Duration = Duration::from_micros(5);
+
+/// What passes between reading a remembered flow and writing it again, so that rebuilds never prolong one.
+const REBUILD: Duration = Duration::from_millis(10);
+
+/// How far an element's end may lie from the one wanted before the table counts as changed by others.
+const TOLERANCE: Duration = Duration::from_secs(1);
+
+/// The only writer of our table in one network namespace.
+pub struct Firewall {
+    netlink: Netlink,
+    known: Known,
+}
+
+/// What was done last, and holds as long as nobody else touches the table.
+enum Known {
+    /// Nothing was done yet, or it isn't sure that it was.
+    Nothing,
+    NoTable,
+    Table {
+        ruleset: Ruleset,
+        /// Those that have a set, in use or not.
+        lengths: BTreeSet<(Family, u8)>,
+    },
+}
+
+/// What [`Firewall::apply`] did to the kernel's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// Nothing was sent; what ended meanwhile has ended by itself.
+    Unchanged,
+    /// Openings written or given another end, and openings taken out.
+    Difference { added: usize, removed: usize },
+    /// The whole table was made anew.
+    Rebuilt,
+    /// There was a table, and nothing is guarded any more.
+    Removed,
+}
+
+/// Why the firewall isn't what it should be. After any of them the next `apply` rebuilds the table.
+#[derive(Debug, thiserror::Error)]
+pub enum FirewallError {
+    #[error("the firewall needs the capability CAP_NET_ADMIN: run as root or grant it")]
+    NeedsNetAdmin,
+    #[error("Linux {found} is too old: {}.{} or newer is needed", OLDEST_KERNEL.0, OLDEST_KERNEL.1)]
+    KernelTooOld { found: String },
+    #[error("this kernel offers no nf_tables")]
+    NoNfTables(#[source] io::Error),
+    #[error("the netlink socket failed")]
+    Socket(#[source] io::Error),
+    /// Whether the last transaction took effect isn't known.
+    #[error("the kernel gave no answer")]
+    NoAnswer,
+    /// Nothing was changed.
+    #[error("the kernel refused {what}")]
+    Refused {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the ruleset changed each time {what} was read")]
+    NeverStill { what: &'static str },
+    #[error("an answer of the kernel can't be read")]
+    Garbled(#[source] DecodeError),
+}
+
+impl FirewallError {
+    fn is_absence(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if netlink::is(source, Errno::ENOENT))
+    }
+}
+
+impl Firewall {
+    /// Opens the netlink socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// No CAP_NET_ADMIN, no nf_tables, or a kernel before 5.11.
+    pub fn open() -> Result<Self, FirewallError> {
+        check_kernel()?;
+        Ok(Self {
+            netlink: Netlink::open()?,
+            known: Known::Nothing,
+        })
+    }
+
+    /// Makes the table equal to `wanted` in one transaction. An empty ruleset removes it.
+    ///
+    /// Openings that ended by themselves cost nothing. The kernel's timeouts don't count suspended time: after
+    /// a resume, ask [`Self::is_in_place`] or call [`Self::rebuild`].
+    ///
+    /// # Errors
+    /// The kernel's refusal, after which nothing has changed; or a lost answer.
+    pub fn apply(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError> {
+        match std::mem::replace(&mut self.known, Known::Nothing) {
+            Known::NoTable if wanted.is_empty() => {
+                self.known = Known::NoTable;
+                Ok(Applied::Unchanged)
+            }
+            Known::Table { ruleset, lengths } if has_same_frame(&ruleset, wanted) => {
+                self.change(ruleset, lengths, wanted, now)
+            }
+            Known::Nothing | Known::NoTable | Known::Table { .. } => self.rebuild(wanted, now),
+        }
+    }
+
+    /// Makes the whole table anew in one transaction: no guarded port is open and no opening shut meanwhile.
+    ///
+    /// Remembered UDP flows end some ten milliseconds earlier by it, never later. One that is let in for the
+    /// first time between reading them and the transaction is forgotten.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn rebuild(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError> {
+        self.known = Known::Nothing;
+        if wanted.is_empty() {
+            return self.clear();
+        }
+        let table = Table::of(wanted);
+        let counted = reading::counted(&mut self.netlink)?;
+        let mut remembered = Vec::new();
+        for set in table
+            .sets
+            .iter()
+            .map(|set| set.name)
+            .filter(|set| set.is_learning())
+        {
+            // Guarding comes first: what can't be read is forgotten.
+            match reading::elements(&mut self.netlink, set) {
+                Err(FirewallError::NeverStill { .. }) => {}
+                found => remembered.push((set, found?)),
+            }
+        }
+
+        let mut batch = self.netlink.batch();
+        batch.delete_table();
+        batch.create_table();
+        batch.create_counter(counted.packets, counted.bytes);
+        for set in &table.sets {
+            batch.create_set(set);
+        }
+        for chain in &table.chains {
+            batch.create_chain(chain);
+        }
+        for chain in &table.chains {
+            batch.fill_chain(chain);
+        }
+        let written_at = moment_of_writing(now, wanted.openings().len());
+        let mut openings: BTreeMap<SetName, Vec<(Key, Lifetime)>> = BTreeMap::new();
+        for (opening, end) in wanted.openings() {
+            if let Some(lifetime) = Lifetime::until(*end, written_at) {
+                openings
+                    .entry(set_of(opening))
+                    .or_default()
+                    .push((key_of(opening), lifetime));
+            }
+        }
+        for (set, elements) in openings {
+            batch.put(set, elements);
+        }
+        let count = remembered
+            .iter()
+            .fold(0_usize, |count, (_, found)| count.saturating_add(found.len()));
+        let lost =
+            moment_of_writing(now.plus(REBUILD), wanted.openings().len().saturating_add(count)).since(now);
+        for (set, found) in remembered {
+            let elements = found.into_iter().filter_map(|(key, remaining)| {
+                // What never ends was not written by us.
+                let remaining = remaining?.saturating_sub(lost);
+                Some((key, set.carried_over(remaining, wanted.udp_grace())?))
+            });
+            batch.put(set, elements);
+        }
+        self.netlink.transact(batch)?;
+        self.known = Known::Table {
+            ruleset: wanted.clone(),
+            lengths: wanted.prefix_lengths(),
+        };
+        Ok(Applied::Rebuilt)
+    }
+
+    /// Whether the kernel's table still is what was applied last, apart from openings that ended by themselves.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub fn is_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError> {
+        match &self.known {
+            Known::Nothing => Ok(false),
+            Known::NoTable => Ok(!reading::exists(&mut self.netlink)?),
+            Known::Table { ruleset, lengths } => {
+                let table = Table::with_lengths(ruleset, lengths);
+                if !reading::has_structure(&mut self.netlink, &table)? {
+                    return Ok(false);
+                }
+                for set in table.sets.iter().filter(|set| !set.name.is_learning()) {
+                    let Some(found) = reading::all_elements(&mut self.netlink, set.name)? else {
+                        return Ok(false);
+                    };
+                    if !is_as_wanted(ruleset, set, found, now) {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    /// What the kernel holds now, whoever wrote it; `None` if there is no table of ours.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub fn read(&mut self) -> Result<Option<TableState>, FirewallError> {
+        reading::state(&mut self.netlink)
+    }
+
+    /// Takes the table away, and with it every guard. Nothing happens if there is none.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn remove(&mut self) -> Result<(), FirewallError> {
+        self.clear().map(|_| ())
+    }
+
+    fn clear(&mut self) -> Result<Applied, FirewallError> {
+        self.known = Known::Nothing;
+        let is_there = reading::exists(&mut self.netlink)?;
+        if is_there {
+            let mut batch = self.netlink.batch();
+            batch.delete_table();
+            self.netlink.transact(batch)?;
+        }
+        self.known = Known::NoTable;
+        Ok(if is_there {
+            Applied::Removed
+        } else {
+            Applied::Unchanged
+        })
+    }
+
+    fn change(
+        &mut self,
+        applied: Ruleset,
+        lengths: BTreeSet<(Family, u8)>,
+        wanted: &Ruleset,
+        now: BootTime,
+    ) -> Result<Applied, FirewallError> {
+        let changes = Changes::between(applied.openings(), wanted.openings(), now);
+        if changes.is_empty() {
+            let ruleset = if applied == *wanted {
+                applied
+            } else {
+                wanted.clone()
+            };
+            self.known = Known::Table { ruleset, lengths };
+            return Ok(Applied::Unchanged);
+        }
+        let mut batch = self.netlink.batch();
+        let lengths = changes.write(&mut batch, wanted, lengths);
+        self.netlink.transact(batch)?;
+        self.known = Known::Table {
+            ruleset: wanted.clone(),
+            lengths,
+        };
+        Ok(Applied::Difference {
+            added: changes.open.len(),
+            removed: changes.close.len(),
+        })
+    }
+}
+
+/// Whether only openings differ; all else is rare enough for a rebuild.
+fn has_same_frame(one: &Ruleset, other: &Ruleset) -> bool {
+    one.guarded() == other.guarded()
+        && one.unguarded_interfaces() == other.unguarded_interfaces()
+        && one.udp_grace() == other.udp_grace()
+}
+
+fn length_of(opening: &OpeningKey) -> (Family, u8) {
+    (opening.source.family(), opening.source.length())
+}
+
+fn moment_of_writing(now: BootTime, elements: usize) -> BootTime {
+    now.plus(PER_ELEMENT.saturating_mul(u32::try_from(elements).unwrap_or(u32::MAX)))
+}
+
+/// The openings to write and to take out.
+///
+/// Each is first put with a placeholder's end and then taken out, in the same transaction. So it makes no
+/// difference whether it was there, has just ended, or (up to Linux 6.11) would keep its old end.
+struct Changes {
+    open: Vec<(OpeningKey, Lifetime)>,
+    close: Vec<OpeningKey>,
+}
+
+impl Changes {
+    fn between(
+        applied: &BTreeMap<OpeningKey, End>,
+        wanted: &BTreeMap<OpeningKey, End>,
+        now: BootTime,
+    ) -> Self {
+        let mut touched: Vec<(OpeningKey, Option<End>)> = Vec::new();
+        let (mut old, mut new) = (applied.iter().peekable(), wanted.iter().peekable());
+        loop {
+            match (old.peek(), new.peek()) {
+                (None, None) => break,
+                (Some((key, end)), next) if next.is_none_or(|(other, _)| key < other) => {
+                    // One that has ended is gone by itself.
+                    if end.is_after(now) {
+                        touched.push((**key, None));
+                    }
+                    old.next();
+                }
+                (before, Some((key, end))) => {
+                    let before = before.filter(|(other, _)| other == key).map(|(_, end)| **end);
+                    let is_worth_it = end.is_after(now) || before.is_some_and(|before| before.is_after(now));
+                    if before != Some(**end) && is_worth_it {
+                        touched.push((**key, Some(**end)));
+                    }
+                    if before.is_some() {
+                        old.next();
+                    }
+                    new.next();
+                }
+                (Some(_), None) => break,
+            }
+        }
+        let written_at = moment_of_writing(now, touched.len());
+        let mut changes = Self {
+            open: Vec::new(),
+            close: Vec::new(),
+        };
+        for (opening, end) in touched {
+            match end.and_then(|end| Lifetime::until(end, written_at)) {
+                Some(lifetime) => changes.open.push((opening, lifetime)),
+                None => changes.close.push(opening),
+            }
+        }
+        changes
+    }
+
+    fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.close.is_empty()
+    }
+
+    /// Returns the prefix lengths that have a set afterwards.
+    fn write(
+        &self,
+        batch: &mut Batch,
+        wanted: &Ruleset,
+        mut lengths: BTreeSet<(Family, u8)>,
+    ) -> BTreeSet<(Family, u8)> {
+        let mut touched: BTreeMap<SetName, Vec<Key>> = BTreeMap::new();
+        let mut open: BTreeMap<SetName, Vec<(Key, Lifetime)>> = BTreeMap::new();
+        for (opening, lifetime) in &self.open {
+            touched.entry(set_of(opening)).or_default().push(key_of(opening));
+            open.entry(set_of(opening))
+                .or_default()
+                .push((key_of(opening), *lifetime));
+        }
+        // One that came and went within a moment has no set to be taken out of.
+        let has_set = |opening: &&OpeningKey| lengths.contains(&length_of(opening));
+        for opening in self.close.iter().filter(has_set) {
+            touched.entry(set_of(opening)).or_default().push(key_of(opening));
+        }
+
+        let in_use = wanted.prefix_lengths();
+        if self.open.iter().any(|(opening, _)| !has_set(&opening)) {
+            let table = Table::of(wanted);
+            let missing = in_use
+                .difference(&lengths)
+                .map(|&(family, length)| SetName::Open(family, length));
+            for set in missing {
+                batch.create_set(&table::Set {
+                    name: set,
+                    fixed: Vec::new(),
+                });
+            }
+            for chain in table
+                .chains
+                .iter()
+                .filter(|chain| chain.name == table::ChainName::Gate)
+            {
+                batch.flush_chain(chain);
+                batch.fill_chain(chain);
+            }
+            for &(family, length) in lengths.difference(&in_use) {
+                let set = SetName::Open(family, length);
+                touched.remove(&set);
+                batch.delete_set(set);
+            }
+            lengths = in_use;
+        }
+        for (set, keys) in touched {
+            batch.put(set, keys.iter().map(|key| (key.clone(), PLACEHOLDER)));
+            batch.take(set, keys);
+        }
+        for (set, elements) in open {
+            batch.put(set, elements);
+        }
+        lengths
+    }
+}
+
+/// Whether the elements of one set are those of the ruleset, and end when they should.
+fn is_as_wanted(ruleset: &Ruleset, set: &table::Set, found: Vec<reading::Found>, now: BootTime) -> bool {
+    let mut found: BTreeMap<Vec<u8>, Option<Duration>> = found
+        .into_iter()
+        .map(|(key, remaining)| (key_bytes(&key), remaining))
+        .collect();
+    let openings = ruleset
+        .openings()
+        .iter()
+        .filter(|(opening, _)| set_of(opening) == set.name);
+    let timed = openings.map(|(opening, end)| (key_of(opening), *end));
+    let fixed = set.fixed.iter().map(|key| (key.clone(), End::Never));
+    for (key, end) in fixed.chain(timed) {
+        let is_right = match (found.remove(&key_bytes(&key)), end) {
+            (Some(remaining), End::Never) => remaining.is_none(),
+            (Some(remaining), End::At(end)) => {
+                remaining.is_some_and(|remaining| remaining.abs_diff(end.since(now)) <= TOLERANCE)
+            }
+            (None, End::Never) => false,
+            (None, End::At(end)) => end.since(now) <= TOLERANCE,
+        };
+        if !is_right {
+            return false;
+        }
+    }
+    // What is left has ended for us but not for the kernel, or was never ours.
+    found
+        .values()
+        .all(|remaining| remaining.is_some_and(|remaining| remaining <= TOLERANCE))
+}
+
+fn check_kernel() -> Result<(), FirewallError> {
+    let system = nix::sys::utsname::uname().map_err(|errno| FirewallError::Socket(errno.into()))?;
+    let release = system.release().to_string_lossy();
+    if is_new_enough(&release) {
+        Ok(())
+    } else {
+        Err(FirewallError::KernelTooOld {
+            found: release.into_owned(),
+        })
+    }
+}
+
+fn is_new_enough(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse::<u32>().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) >= OLDEST_KERNEL,
+        _ => false,
+    }
+}

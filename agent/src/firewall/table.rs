@@ -1,0 +1,620 @@
+//! The table `inet nightlatch` as a plain value: sets, chains and rules, with no word of netlink or JSON.
+//!
+//! Packets meet the same gate twice: before address translation and fragments are undone, and again
+//! right before a local socket. Only connection attempts can be refused there, never an open session.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use nightlatch_core::port::{PortKey, Protocol};
+use nightlatch_core::prefix::Family;
+use nightlatch_core::ruleset::{End, OpeningKey, Ruleset};
+use nightlatch_core::time::BootTime;
+
+/// Our only table, of family `inet`.
+pub(crate) const TABLE: &str = "nightlatch";
+/// The counter of refused connection attempts.
+pub(crate) const DENIED: &str = "denied";
+
+/// A jiffy of the slowest kernels. Some kernels round a shorter timeout to zero, which means "for ever".
+const SHORTEST: Duration = Duration::from_millis(10);
+/// Far below what overflows in any kernel, far above any grant; longer ends just come earlier.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// How long the host's own UDP request may wait for its answer.
+const OWN_REQUEST: Duration = Duration::from_secs(120);
+/// How long after its last packet a served UDP client is still known as one, on top of the grace.
+const SERVED: Duration = Duration::from_secs(3_600);
+/// Bounds what a flood of spoofed UDP packets can cost. The kernel reserves 16 bytes for each at once.
+const MOST_FLOWS: u32 = 16_384;
+/// While this many are known, further ones aren't let in.
+const MOST_CLIENTS: u32 = 65_536;
+
+/// How long an element stays, as the kernel counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lifetime {
+    For(Duration),
+    Never,
+}
+
+impl Lifetime {
+    /// `None` if the end has come: a timeout of zero would keep the element for ever.
+    pub(crate) fn until(end: End, now: BootTime) -> Option<Self> {
+        match end {
+            End::Never => Some(Self::Never),
+            End::At(end) => Self::lasting(end.since(now)),
+        }
+    }
+
+    /// Rounded down to what netlink carries, so that the kernel doesn't outlive the grant.
+    pub(crate) fn lasting(remaining: Duration) -> Option<Self> {
+        let millis = u64::try_from(remaining.min(LONGEST).as_millis()).ok()?;
+        (remaining >= SHORTEST).then(|| Self::For(Duration::from_millis(millis)))
+    }
+}
+
+/// A set of our table, known by what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum SetName {
+    Guarded,
+    UnguardedInterfaces,
+    /// Openings of one prefix length: a plain hash set, so that overlapping prefixes don't collide.
+    Open(Family, u8),
+    /// UDP flows that a live grant let in.
+    Flows(Family),
+    /// UDP flows that the host began from a guarded port.
+    Own(Family),
+    /// UDP clients that a grant let in, remembered so that answers to them never count as begun by the host.
+    Served(Family),
+}
+
+impl fmt::Display for SetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digit = |family: &Family| match family {
+            Family::Ipv4 => 4,
+            Family::Ipv6 => 6,
+        };
+        match self {
+            Self::Guarded => f.write_str("guarded"),
+            Self::UnguardedInterfaces => f.write_str("unguarded_interfaces"),
+            Self::Open(family, length) => write!(f, "open{}_{length}", digit(family)),
+            Self::Flows(family) => write!(f, "flows{}", digit(family)),
+            Self::Own(family) => write!(f, "own{}", digit(family)),
+            Self::Served(family) => write!(f, "served{}", digit(family)),
+        }
+    }
+}
+
+impl SetName {
+    /// The opposite of `Display`; `None` for a set that we never make.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        let set = match name {
+            "guarded" => Self::Guarded,
+            "unguarded_interfaces" => Self::UnguardedInterfaces,
+            "flows4" => Self::Flows(Family::Ipv4),
+            "flows6" => Self::Flows(Family::Ipv6),
+            "own4" => Self::Own(Family::Ipv4),
+            "own6" => Self::Own(Family::Ipv6),
+            "served4" => Self::Served(Family::Ipv4),
+            "served6" => Self::Served(Family::Ipv6),
+            open => {
+                let (family, length) = open.strip_prefix("open")?.split_once('_')?;
+                let family = if family == "4" { Family::Ipv4 } else { Family::Ipv6 };
+                Self::Open(
+                    family,
+                    length.parse().ok().filter(|length| *length <= family.bits())?,
+                )
+            }
+        };
+        (set.to_string() == name).then_some(set)
+    }
+
+    /// What its elements are made of.
+    pub(crate) fn key(self) -> Vec<KeyPart> {
+        let address = |family| match family {
+            Family::Ipv4 => KeyPart::Ipv4,
+            Family::Ipv6 => KeyPart::Ipv6,
+        };
+        match self {
+            Self::Guarded => vec![KeyPart::Protocol, KeyPart::Port],
+            Self::UnguardedInterfaces => vec![KeyPart::Interface],
+            Self::Open(family, _) => vec![address(family), KeyPart::Protocol, KeyPart::Port],
+            Self::Flows(family) | Self::Own(family) => vec![address(family), KeyPart::Port, KeyPart::Port],
+            Self::Served(family) => vec![address(family), KeyPart::Port],
+        }
+    }
+
+    pub(crate) const fn kind(self) -> SetKind {
+        match self {
+            Self::Guarded | Self::UnguardedInterfaces => SetKind::Plain,
+            Self::Open(..) => SetKind::Timed,
+            Self::Flows(_) | Self::Own(_) => SetKind::Learning { most: MOST_FLOWS },
+            Self::Served(_) => SetKind::Learning { most: MOST_CLIENTS },
+        }
+    }
+
+    /// How long it remembers what packets wrote into it.
+    fn memory(self, udp_grace: Duration) -> Duration {
+        match self {
+            Self::Flows(_) => udp_grace.min(LONGEST),
+            Self::Own(_) => OWN_REQUEST,
+            Self::Served(_) => udp_grace.min(LONGEST).saturating_add(SERVED),
+            Self::Guarded | Self::UnguardedInterfaces | Self::Open(..) => Duration::ZERO,
+        }
+    }
+
+    /// What remains of a memory when the table is made anew: never more than the set would give it now.
+    pub(crate) fn carried_over(self, remaining: Duration, udp_grace: Duration) -> Option<Lifetime> {
+        Lifetime::lasting(remaining.min(self.memory(udp_grace)))
+    }
+
+    /// Whether packets write it, so that a rebuild has to carry it over.
+    pub(crate) const fn is_learning(self) -> bool {
+        matches!(self.kind(), SetKind::Learning { .. })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SetKind {
+    Plain,
+    /// Elements may have a timeout each; one without stays.
+    Timed,
+    /// Packets add elements, at most so many.
+    Learning {
+        most: u32,
+    },
+}
+
+/// A field of a set's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeyPart {
+    Ipv4,
+    Ipv6,
+    Protocol,
+    Port,
+    Interface,
+}
+
+impl KeyPart {
+    /// In the kernel each field begins at a multiple of four bytes.
+    pub(crate) const fn padded_length(self) -> u32 {
+        match self {
+            Self::Ipv4 | Self::Protocol | Self::Port => 4,
+            Self::Ipv6 | Self::Interface => 16,
+        }
+    }
+}
+
+/// A field of an element.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    Address(IpAddr),
+    Protocol(Protocol),
+    Port(u16),
+    Interface(String),
+}
+
+/// The key of an element.
+pub(crate) type Key = Vec<Value>;
+
+/// Where an opening is written.
+pub(crate) fn set_of(opening: &OpeningKey) -> SetName {
+    SetName::Open(opening.source.family(), opening.source.length())
+}
+
+/// What is written there.
+pub(crate) fn key_of(opening: &OpeningKey) -> Key {
+    let OpeningKey {
+        source,
+        key: PortKey { protocol, port },
+    } = *opening;
+    vec![
+        Value::Address(source.address()),
+        Value::Protocol(protocol),
+        Value::Port(port),
+    ]
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ChainName {
+    Prerouting,
+    Input,
+    Output,
+    Gate,
+    Granted,
+    Outbound,
+}
+
+impl ChainName {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Prerouting => "prerouting",
+            Self::Input => "input",
+            Self::Output => "output",
+            Self::Gate => "gate",
+            Self::Granted => "granted",
+            Self::Outbound => "outbound",
+        }
+    }
+
+    /// Where packets enter it; `None` for one that only rules jump to.
+    pub(crate) const fn hook(self) -> Option<Hook> {
+        match self {
+            Self::Prerouting => Some(Hook {
+                point: HookPoint::Prerouting,
+                priority: RAW,
+            }),
+            Self::Input => Some(Hook {
+                point: HookPoint::Input,
+                priority: RAW,
+            }),
+            Self::Output => Some(Hook {
+                point: HookPoint::Output,
+                priority: AFTER_NAT,
+            }),
+            Self::Gate | Self::Granted | Self::Outbound => None,
+        }
+    }
+}
+
+/// Before destination NAT, so that a port is judged by the number the client asked for.
+const RAW: i32 = -300;
+/// After destination NAT and the host's own filters: the peer recorded is the one that will answer.
+const AFTER_NAT: i32 = 300;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hook {
+    pub(crate) point: HookPoint,
+    pub(crate) priority: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HookPoint {
+    Prerouting,
+    Input,
+    Output,
+}
+
+/// A field of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    /// Cut to a prefix length.
+    Source(Family, u8),
+    Destination(Family),
+    Protocol,
+    SourcePort,
+    DestinationPort,
+}
+
+/// A step of a rule: a condition, or what is done if all before it held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    ArrivesByLoopback,
+    LeavesByLoopback,
+    ArrivesByOneOf(SetName),
+    IsFamily(Family),
+    IsProtocol(Protocol),
+    /// Anything but a packet that is only passing through: local, broadcast, multicast, anycast, unknown.
+    IsNotRoutedOn,
+    /// TCP that answers or refuses; an attempt carries neither bit.
+    HasAckOrRst,
+    IsIn(SetName, Vec<Field>),
+    /// Fails, as a condition does, when the set is full.
+    Remember(SetName, Vec<Field>, Duration),
+    CountDenied,
+    Accept,
+    Drop,
+    Jump(ChainName),
+    Goto(ChainName),
+}
+
+pub(crate) type Rule = Vec<Step>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Chain {
+    pub(crate) name: ChainName,
+    pub(crate) rules: Vec<Rule>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Set {
+    pub(crate) name: SetName,
+    /// Those that stay as long as the set; openings are written on their own.
+    pub(crate) fixed: Vec<Key>,
+}
+
+/// All of the table but the openings in its sets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Table {
+    pub(crate) sets: Vec<Set>,
+    pub(crate) chains: Vec<Chain>,
+}
+
+impl Table {
+    /// The table that lets through what `ruleset` allows, openings aside.
+    pub(crate) fn of(ruleset: &Ruleset) -> Self {
+        Self::with_lengths(ruleset, &ruleset.prefix_lengths())
+    }
+
+    /// The same with sets for these prefix lengths, which may be more than are in use.
+    pub(crate) fn with_lengths(ruleset: &Ruleset, lengths: &BTreeSet<(Family, u8)>) -> Self {
+        let has_udp = ruleset.guarded().iter().any(|key| key.protocol == Protocol::Udp);
+        let interfaces = interfaces(ruleset);
+
+        let mut sets = vec![Set {
+            name: SetName::Guarded,
+            fixed: guarded(ruleset),
+        }];
+        if !interfaces.is_empty() {
+            sets.push(Set {
+                name: SetName::UnguardedInterfaces,
+                fixed: interfaces,
+            });
+        }
+        let open = lengths
+            .iter()
+            .map(|&(family, length)| SetName::Open(family, length));
+        let learning = FAMILIES
+            .into_iter()
+            .flat_map(|family| {
+                [
+                    SetName::Flows(family),
+                    SetName::Own(family),
+                    SetName::Served(family),
+                ]
+            })
+            .filter(|set| has_udp && set.memory(ruleset.udp_grace()) >= SHORTEST);
+        sets.extend(open.chain(learning).map(|name| Set {
+            name,
+            fixed: Vec::new(),
+        }));
+
+        let mut chains = vec![
+            Chain {
+                name: ChainName::Prerouting,
+                rules: vec![vec![
+                    to_guarded(),
+                    Step::IsNotRoutedOn,
+                    Step::Jump(ChainName::Gate),
+                ]],
+            },
+            // Local sockets are also reached by other routing tables, transparent proxies and redirects.
+            Chain {
+                name: ChainName::Input,
+                rules: vec![vec![to_guarded(), Step::Jump(ChainName::Gate)]],
+            },
+            Chain {
+                name: ChainName::Gate,
+                rules: gate(&sets, has_udp),
+            },
+        ];
+        if has_udp {
+            chains.push(Chain {
+                name: ChainName::Granted,
+                rules: granted(ruleset.udp_grace()),
+            });
+            chains.push(Chain {
+                name: ChainName::Output,
+                rules: vec![
+                    vec![Step::LeavesByLoopback, Step::Accept],
+                    vec![
+                        Step::IsProtocol(Protocol::Udp),
+                        Step::IsIn(SetName::Guarded, vec![Field::Protocol, Field::SourcePort]),
+                        Step::Goto(ChainName::Outbound),
+                    ],
+                ],
+            });
+            chains.push(Chain {
+                name: ChainName::Outbound,
+                rules: outbound(ruleset.udp_grace()),
+            });
+        }
+        Self { sets, chains }
+    }
+}
+
+const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
+
+fn guarded(ruleset: &Ruleset) -> Vec<Key> {
+    ruleset
+        .guarded()
+        .iter()
+        .map(|key| vec![Value::Protocol(key.protocol), Value::Port(key.port)])
+        .collect()
+}
+
+/// A longer name can't exist, and cut short it would be the name of another interface (IFNAMSIZ).
+fn interfaces(ruleset: &Ruleset) -> Vec<Key> {
+    let possible = ruleset
+        .unguarded_interfaces()
+        .iter()
+        .filter(|name| (1..16).contains(&name.len()));
+    possible
+        .map(|name| vec![Value::Interface(name.clone())])
+        .collect()
+}
+
+fn to_guarded() -> Step {
+    Step::IsIn(SetName::Guarded, vec![Field::Protocol, Field::DestinationPort])
+}
+
+fn gate(sets: &[Set], has_udp: bool) -> Vec<Rule> {
+    let mut rules = vec![
+        // A session that is open must never be cut here, whatever else is forgotten.
+        vec![Step::IsProtocol(Protocol::Tcp), Step::HasAckOrRst, Step::Accept],
+        vec![Step::ArrivesByLoopback, Step::Accept],
+    ];
+    for set in sets.iter().map(|set| set.name) {
+        match set {
+            SetName::UnguardedInterfaces => rules.push(vec![Step::ArrivesByOneOf(set), Step::Accept]),
+            SetName::Open(family, length) => rules.push(vec![
+                Step::IsFamily(family),
+                Step::IsIn(
+                    set,
+                    vec![
+                        Field::Source(family, length),
+                        Field::Protocol,
+                        Field::DestinationPort,
+                    ],
+                ),
+                if has_udp {
+                    Step::Goto(ChainName::Granted)
+                } else {
+                    Step::Accept
+                },
+            ]),
+            // These don't refresh what they match: else a client that keeps sending would never end.
+            SetName::Flows(family) | SetName::Own(family) => rules.push(vec![
+                Step::IsFamily(family),
+                Step::IsProtocol(Protocol::Udp),
+                Step::IsIn(set, inbound_flow(family)),
+                Step::Accept,
+            ]),
+            SetName::Guarded | SetName::Served(_) => {}
+        }
+    }
+    rules.push(vec![Step::CountDenied]);
+    rules.push(vec![Step::Drop]);
+    rules
+}
+
+fn granted(udp_grace: Duration) -> Vec<Rule> {
+    let mut rules = vec![vec![Step::IsProtocol(Protocol::Tcp), Step::Accept]];
+    for family in FAMILIES {
+        if udp_grace >= SHORTEST {
+            // In its own rule: while this set is full, a flow only loses its grace.
+            let remember = remember(SetName::Flows(family), inbound_flow(family), udp_grace);
+            rules.push(vec![Step::IsFamily(family), remember]);
+        }
+        let client = vec![Field::Source(family, family.bits()), Field::DestinationPort];
+        let remember = remember(SetName::Served(family), client, udp_grace);
+        rules.push(vec![Step::IsFamily(family), remember, Step::Accept]);
+    }
+    // A client that can't be remembered isn't let in: its answers would count as the host's own requests.
+    rules.push(vec![Step::CountDenied]);
+    rules.push(vec![Step::Drop]);
+    rules
+}
+
+fn outbound(udp_grace: Duration) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for family in FAMILIES {
+        // An answer to a client is no request of the host, or a flow would outlive its grace by being answered.
+        let client = vec![Field::Destination(family), Field::SourcePort];
+        rules.push(vec![
+            Step::IsFamily(family),
+            Step::IsIn(SetName::Served(family), client.clone()),
+            remember(SetName::Served(family), client, udp_grace),
+            Step::Accept,
+        ]);
+        let answer = vec![
+            Field::Destination(family),
+            Field::DestinationPort,
+            Field::SourcePort,
+        ];
+        rules.push(vec![
+            Step::IsFamily(family),
+            remember(SetName::Own(family), answer, udp_grace),
+        ]);
+    }
+    rules
+}
+
+fn remember(set: SetName, key: Vec<Field>, udp_grace: Duration) -> Step {
+    Step::Remember(set, key, set.memory(udp_grace))
+}
+
+fn inbound_flow(family: Family) -> Vec<Field> {
+    vec![
+        Field::Source(family, family.bits()),
+        Field::SourcePort,
+        Field::DestinationPort,
+    ]
+}
+
+/// The mask of a prefix length.
+pub(crate) fn mask(family: Family, length: u8) -> IpAddr {
+    let bits =
+        |width: u32, all: u128| all.checked_shl(width.saturating_sub(length.into())).unwrap_or(0) & all;
+    match family {
+        Family::Ipv4 => {
+            let mask = bits(32, u32::MAX.into());
+            Ipv4Addr::from(u32::try_from(mask).unwrap_or(u32::MAX)).into()
+        }
+        Family::Ipv6 => Ipv6Addr::from(bits(128, u128::MAX)).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_has_come_is_never_written() {
+        let now = BootTime::new(Duration::from_secs(100));
+        let until = |millis| Lifetime::until(End::At(BootTime::new(Duration::from_millis(millis))), now);
+        assert_eq!(until(0), None);
+        assert_eq!(until(100_000), None);
+        assert_eq!(until(100_009), None);
+        assert_eq!(until(100_010), Some(Lifetime::For(Duration::from_millis(10))));
+        assert_eq!(
+            Lifetime::lasting(Duration::from_micros(10_999)),
+            Some(Lifetime::For(Duration::from_millis(10)))
+        );
+        assert_eq!(
+            Lifetime::until(End::At(BootTime::new(Duration::MAX)), now),
+            Some(Lifetime::For(LONGEST))
+        );
+        assert_eq!(Lifetime::until(End::Never, now), Some(Lifetime::Never));
+    }
+
+    #[test]
+    fn masks_hold_the_first_bits() {
+        for (family, length, says) in [
+            (Family::Ipv4, 0, "0.0.0.0"),
+            (Family::Ipv4, 1, "128.0.0.0"),
+            (Family::Ipv4, 23, "255.255.254.0"),
+            (Family::Ipv4, 32, "255.255.255.255"),
+            (Family::Ipv6, 0, "::"),
+            (Family::Ipv6, 65, "ffff:ffff:ffff:ffff:8000::"),
+            (Family::Ipv6, 128, "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+        ] {
+            assert_eq!(mask(family, length).to_string(), says);
+        }
+    }
+
+    #[test]
+    fn every_set_is_known_by_its_name() {
+        let open = FAMILIES
+            .into_iter()
+            .flat_map(|family| (0..=family.bits()).map(move |length| SetName::Open(family, length)));
+        let rest = FAMILIES.into_iter().flat_map(|family| {
+            [
+                SetName::Flows(family),
+                SetName::Own(family),
+                SetName::Served(family),
+            ]
+        });
+        for set in open
+            .chain(rest)
+            .chain([SetName::Guarded, SetName::UnguardedInterfaces])
+        {
+            assert_eq!(SetName::parse(&set.to_string()), Some(set));
+        }
+        for name in [
+            "",
+            "open",
+            "open4_",
+            "open4_33",
+            "open4_032",
+            "open6_129",
+            "open5_1",
+            "flows",
+            "Guarded",
+        ] {
+            assert_eq!(SetName::parse(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! One of the agent's append-only files, see [`frames`](crate::frames).
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nightlatch_core::time::Timestamp;
+
+use crate::causes::causes;
+use crate::frames::{self, Ending, PayloadTooLong};
+use crate::state;
+
+/// Below this size a file is never rewritten.
+const COMPACT_ABOVE: u64 = 1024 * 1024;
+/// How much longer than what it says a file may get.
+const COMPACT_FACTOR: u64 = 4;
+
+/// Why something isn't on disk. The file must be rewritten before it takes anything again.
+#[derive(Debug, thiserror::Error)]
+pub enum NotWritten {
+    #[error("cannot write {}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    TooLong(#[from] PayloadTooLong),
+    #[error("a record can't be put into JSON")]
+    NotJson(#[from] serde_json::Error),
+    #[error("{} must be written anew first", .0.display())]
+    Unsound(PathBuf),
+}
+
+/// What was found in a file.
+#[derive(Debug)]
+pub struct Found {
+    pub payloads: Vec<Vec<u8>>,
+    pub damage: Option<Damage>,
+    /// There is no such file, or less than its header.
+    pub is_blank: bool,
+    ending: Ending,
+    length: usize,
+}
+
+/// A file that can't be trusted to be complete. What is sound in it is still given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    pub why: String,
+    /// Where the damaged file was put, for a person to look at.
+    pub set_aside: Option<PathBuf>,
+}
+
+/// An open file. After a failed write it takes nothing until it is rewritten.
+#[derive(Debug)]
+pub struct FrameFile {
+    path: PathBuf,
+    header: &'static [u8],
+    file: Option<File>,
+    length: u64,
+    /// What it had when it was last written anew.
+    rewritten: u64,
+}
+
+/// Reads without changing anything. A missing file is an empty one.
+pub fn read(path: &Path, header: &'static [u8]) -> Found {
+    match read_bytes(path) {
+        Ok(bytes) => {
+            let contents = frames::read(&bytes, header);
+            let damage = match contents.ending {
+                Ending::Whole | Ending::Torn { .. } => None,
+                Ending::Damaged { at } => Some(Damage {
+                    why: format!("it is damaged at byte {at}"),
+                    set_aside: None,
+                }),
+            };
+            let payloads = contents.payloads.into_iter().map(<[u8]>::to_vec).collect();
+            Found {
+                payloads,
+                damage,
+                is_blank: contents.ending == Ending::Torn { sound: 0 },
+                ending: contents.ending,
+                length: bytes.len(),
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Found {
+            payloads: Vec::new(),
+            damage: None,
+            is_blank: true,
+            ending: Ending::Torn { sound: 0 },
+            length: 0,
+        },
+        Err(error) => Found {
+            payloads: Vec::new(),
+            damage: Some(Damage {
+                why: format!("it can't be read: {error}"),
+                set_aside: None,
+            }),
+            is_blank: false,
+            ending: Ending::Damaged { at: 0 },
+            length: 0,
+        },
+    }
+}
+
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+impl FrameFile {
+    /// Opens a file for appending and cuts a torn end. A damaged file is set aside, so that the caller can
+    /// write a new one from what it knows; until then nothing can be appended.
+    pub fn open(path: PathBuf, header: &'static [u8], wall: Timestamp) -> (Self, Found) {
+        let mut found = read(&path, header);
+        let mut file = Self {
+            path,
+            header,
+            file: None,
+            length: 0,
+            rewritten: 0,
+        };
+        if let Some(damage) = &mut found.damage {
+            damage.set_aside = file.set_aside(wall);
+            return (file, found);
+        }
+        let opened = match found.ending {
+            Ending::Torn { sound: 0 } => file.replace(&[]),
+            Ending::Whole => file.reopen(found.length, false),
+            Ending::Torn { sound } => file.reopen(sound, true),
+            Ending::Damaged { .. } => Ok(()),
+        };
+        if let Err(error) = opened {
+            tracing::error!(
+                error = %causes(&error),
+                "the file can't be written for now"
+            );
+        }
+        (file, found)
+    }
+
+    /// A file whose frames are sound but make no sense is no better than a damaged one.
+    pub fn give_up(&mut self, wall: Timestamp) -> Option<PathBuf> {
+        self.file = None;
+        self.set_aside(wall)
+    }
+
+    fn set_aside(&self, wall: Timestamp) -> Option<PathBuf> {
+        let name = self.path.file_name()?.to_string_lossy().into_owned();
+        let folder = self.path.parent()?;
+        let prefix = format!("{name}.damaged-");
+        // One is enough to look at; more of them could fill the disk.
+        for entry in std::fs::read_dir(folder).ok()?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                drop(std::fs::remove_file(entry.path()));
+            }
+        }
+        let aside = folder.join(format!("{prefix}{}", wall.to_string().replace(':', "")));
+        // A second name: until a new file is in its place, the damaged one still proves that something was lost.
+        std::fs::hard_link(&self.path, &aside).ok()?;
+        state::sync_folder_of(&aside).ok()?;
+        Some(aside)
+    }
+
+    fn reopen(&mut self, sound: usize, cut: bool) -> Result<(), NotWritten> {
+        let length = u64::try_from(sound).unwrap_or(u64::MAX);
+        let open = || -> io::Result<File> {
+            let file = OpenOptions::new().append(true).mode(0o600).open(&self.path)?;
+            if cut {
+                file.set_len(length)?;
+                file.sync_all()?;
+            }
+            Ok(file)
+        };
+        self.file = Some(open().map_err(|source| self.io(source))?);
+        self.length = length;
+        Ok(())
+    }
+
+    /// Whether it takes records.
+    pub const fn is_sound(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Adds payloads in one write, and waits for the disk if `durably`.
+    ///
+    /// # Errors
+    /// Whatever the disk says. None of the payloads counts as written then.
+    pub fn append(&mut self, payloads: &[Vec<u8>], durably: bool) -> Result<(), NotWritten> {
+        let mut bytes = Vec::new();
+        for payload in payloads {
+            frames::write(&mut bytes, payload)?;
+        }
+        let Some(mut file) = self.file.take() else {
+            return Err(NotWritten::Unsound(self.path.clone()));
+        };
+        let written = file
+            .write_all(&bytes)
+            .and_then(|()| if durably { file.sync_data() } else { Ok(()) });
+        if let Err(source) = written {
+            // Half a frame with others behind it would be damage. A rewrite follows in any case.
+            drop(file.set_len(self.length));
+            return Err(self.io(source));
+        }
+        self.length = self
+            .length
+            .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Writes the file anew.
+    ///
+    /// # Errors
+    /// Whatever the disk says. The old file stays.
+    pub fn rewrite(&mut self, payloads: &[Vec<u8>]) -> Result<(), NotWritten> {
+        self.replace(payloads)
+    }
+
+    fn replace(&mut self, payloads: &[Vec<u8>]) -> Result<(), NotWritten> {
+        let mut bytes = self.header.to_vec();
+        for payload in payloads {
+            frames::write(&mut bytes, payload)?;
+        }
+        drop(state::replace(&self.path, &bytes).map_err(|source| self.io(source))?);
+        self.reopen(bytes.len(), false)?;
+        self.rewritten = self.length;
+        Ok(())
+    }
+
+    /// Whether it is worth a look at how short it could be.
+    pub const fn is_long(&self) -> bool {
+        self.length > COMPACT_ABOVE && self.length > self.rewritten.saturating_mul(COMPACT_FACTOR)
+    }
+
+    /// Rewrites a long file if that makes it much shorter.
+    ///
+    /// # Errors
+    /// As [`Self::rewrite`].
+    pub fn compact(&mut self, payloads: &[Vec<u8>]) -> Result<(), NotWritten> {
+        let short: u64 = payloads.iter().fold(0, |sum, payload| {
+            sum.saturating_add(u64::try_from(payload.len()).unwrap_or(u64::MAX))
+        });
+        if self.length > short.saturating_mul(COMPACT_FACTOR) {
+            self.rewrite(payloads)
+        } else {
+            self.rewritten = short;
+            Ok(())
+        }
+    }
+
+    fn io(&self, source: io::Error) -> NotWritten {
+        NotWritten::Io {
+            path: self.path.clone(),
+            source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: &[u8] = b"nightlatch-test 1\n";
+
+    fn wall() -> Timestamp {
+        "2026-11-22T09:30:00Z".parse().unwrap()
+    }
+
+    fn open(path: &Path) -> (FrameFile, Found) {
+        FrameFile::open(path.to_owned(), HEADER, wall())
+    }
+
+    #[test]
+    fn what_was_appended_is_there_after_a_restart_and_a_torn_end_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let (mut file, found) = open(&path);
+        assert!(found.payloads.is_empty() && file.is_sound());
+        file.append(&[b"{\"a\":1}".to_vec(), b"{\"b\":2}".to_vec()], true)
+            .unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+
+        let (mut file, found) = open(&path);
+        assert_eq!(found.payloads, [b"{\"a\":1}"]);
+        assert_eq!(found.damage, None);
+        file.append(&[b"{\"c\":3}".to_vec()], true).unwrap();
+        assert_eq!(open(&path).1.payloads, [b"{\"a\":1}", b"{\"c\":3}"]);
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside_and_only_one_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(folder.path().join("file.damaged-2020"), "old").unwrap();
+        let (mut file, _) = open(&path);
+        file.append(&[b"{\"a\":1}".to_vec(), b"{\"b\":2}".to_vec()], true)
+            .unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[HEADER.len() + 15] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+
+        let (mut file, found) = open(&path);
+        assert_eq!(found.payloads, [b"{\"b\":2}"]);
+        let aside = found.damage.unwrap().set_aside.unwrap();
+        assert_eq!(std::fs::read(&aside).unwrap(), bytes);
+        assert!(!folder.path().join("file.damaged-2020").exists());
+        assert!(matches!(
+            file.append(&[b"{}".to_vec()], true),
+            Err(NotWritten::Unsound(_))
+        ));
+        file.rewrite(&[b"{\"c\":3}".to_vec()]).unwrap();
+        assert_eq!(open(&path).1.payloads, [b"{\"c\":3}"]);
+    }
+
+    #[test]
+    fn after_a_full_disk_nothing_is_taken_until_the_file_is_whole_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let (mut file, _) = open(&path);
+        file.append(&[b"{\"a\":1}".to_vec()], true).unwrap();
+        // Every write to it fails with ENOSPC (full(4)).
+        file.file = Some(OpenOptions::new().append(true).open("/dev/full").unwrap());
+        assert!(matches!(
+            file.append(&[b"{\"b\":2}".to_vec()], true),
+            Err(NotWritten::Io { .. })
+        ));
+        assert!(matches!(
+            file.append(&[b"{\"b\":2}".to_vec()], true),
+            Err(NotWritten::Unsound(_))
+        ));
+        file.rewrite(&[b"{\"a\":1}".to_vec()]).unwrap();
+        file.append(&[b"{\"b\":2}".to_vec()], true).unwrap();
+        assert_eq!(open(&path).1.payloads, [b"{\"a\":1}", b"{\"b\":2}"]);
+    }
+
+    #[test]
+    fn a_long_file_is_written_anew_when_that_makes_it_short() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut file, _) = open(&folder.path().join("file"));
+        let long = vec![b' '; 700_000];
+        file.append(&[long.clone(), long], false).unwrap();
+        assert!(file.is_long());
+        file.compact(&[b"{}".to_vec()]).unwrap();
+        assert!(!file.is_long() && file.length < 100);
+    }
+}

@@ -1,0 +1,251 @@
+//! nightlatch-agent: the host's agent.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::wildcard_enum_match_arm
+    )
+)]
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand, ValueEnum};
+use nightlatch_agent::clock::{Clock, SystemClock};
+use nightlatch_agent::config::{AgentConfig, LogLevel};
+use nightlatch_agent::inspection::Inspection;
+use nightlatch_agent::lockdown::{LockedDown, lockdown};
+use nightlatch_agent::ruleset_text::write_ruleset;
+use nightlatch_agent::state::StateDir;
+use nightlatch_agent::status::{Status, write_status};
+use nightlatch_agent::verify::{verify, write_verdict};
+use nightlatch_agent::{enroll, firewall, run};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Keeps guarded ports shut and opens them for verified grants.
+#[derive(Parser)]
+#[command(version, after_help = "Example: nightlatch-agent status")]
+struct Arguments {
+    /// The host's own file.
+    #[arg(
+        long,
+        global = true,
+        default_value = "/etc/nightlatch/agent.toml",
+        value_name = "FILE"
+    )]
+    config: PathBuf,
+    /// Where keys, ledger and receipts are kept.
+    #[arg(
+        long,
+        global = true,
+        default_value = "/var/lib/nightlatch-agent",
+        value_name = "DIR"
+    )]
+    state: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Joins an installation with a token of `nightlatch-server token create`.
+    #[command(after_help = "Example: nightlatch-agent enroll nlt1_eyJzZWNyZXQi… --name web-1")]
+    Enroll {
+        /// The whole text, once, within 24 hours.
+        token: String,
+        /// What people will call this machine. The host's own name if not given.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Runs the agent until SIGTERM; the table stays.
+    #[command(after_help = "Example: nightlatch-agent --config /etc/nightlatch/agent.toml run")]
+    Run,
+    /// Shuts the guarded ports, keeps valid grants open, and exits. For the boot, before the network.
+    #[command(after_help = "Example: nightlatch-agent lockdown")]
+    Lockdown,
+    /// Says what is guarded and open. Needs no running agent. Exit 1 if the table is not what it should be.
+    #[command(after_help = "Example: nightlatch-agent status --output json")]
+    Status {
+        #[arg(long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Says whether this host would take a grant, and why not. Exit 1 if it would not.
+    #[command(
+        after_help = "Example: nightlatch grant show 019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11 --envelope >grant.json\n         \
+                      nightlatch-agent verify grant.json"
+    )]
+    Verify {
+        /// A signed grant (DSSE envelope, JSON).
+        #[arg(value_name = "GRANT-FILE")]
+        file: PathBuf,
+        #[arg(long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Shows the ruleset that should hold now.
+    #[command(after_help = "Example: nightlatch-agent ruleset --json | nft --check --json --file -")]
+    Ruleset {
+        /// As nft's own JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Output {
+    #[default]
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
+        // Another one is in place already, which does as well.
+    }
+    match act(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            // One line with its causes; there is nowhere to say that it can't be written.
+            drop(writeln!(io::stderr().lock(), "error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Arguments { config, state, verb } = arguments;
+    let state = StateDir::new(state);
+    if let Verb::Enroll { token, name } = &verb {
+        start_log(LogLevel::Warn);
+        return join(token, name.as_deref(), &state);
+    }
+    let config = AgentConfig::read(&config).inspect_err(|_| start_log(LogLevel::Info));
+    let config = match (config, &verb) {
+        (Err(error), Verb::Lockdown) => {
+            return Err(error).context("nothing is known to guard, so the table stays as it is");
+        }
+        (config, _) => config?,
+    };
+    start_log(config.log);
+    match verb {
+        Verb::Enroll { .. } => Ok(ExitCode::SUCCESS),
+        Verb::Run => runtime()?
+            .block_on(run::run(config, &state))
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Into::into),
+        Verb::Lockdown => shut(&config, &state),
+        Verb::Status { output } => {
+            let inspection = inspect(config, &state)?;
+            let wanted = inspection.ruleset();
+            let status = Status::of(inspection, &state);
+            let answer = match output {
+                Output::Text => text(|text| write_status(text, &status, &wanted))?,
+                Output::Json => json(&status)?,
+            };
+            print(&answer)?;
+            Ok(if status.is_sound() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
+        Verb::Verify { file, output } => {
+            let verdict = verify(&file, &inspect(config, &state)?)?;
+            let answer = match output {
+                Output::Text => text(|text| write_verdict(text, &verdict))?,
+                Output::Json => json(&verdict)?,
+            };
+            print(&answer)?;
+            Ok(if verdict.accepted {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
+        Verb::Ruleset { json: as_json } => {
+            let inspection = inspect(config, &state)?;
+            let now = inspection.boot.now;
+            let wanted = inspection.ruleset();
+            print(&if as_json {
+                json(&firewall::rendering(&wanted, now))?
+            } else {
+                text(|text| write_ruleset(text, &wanted, now))?
+            })?;
+            for problem in inspection.problems {
+                tracing::warn!("{problem}");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn join(token: &str, name: Option<&str>, state: &StateDir) -> anyhow::Result<ExitCode> {
+    let now = SystemClock::new()?.wall();
+    let joined = runtime()?.block_on(enroll::enroll(token, name, state, now))?;
+    print(&format!(
+        "joined as {} ({})\n",
+        joined.machine_name, joined.machine_id
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn shut(config: &AgentConfig, state: &StateDir) -> anyhow::Result<ExitCode> {
+    let text = match lockdown(config, state)? {
+        LockedDown::Applied { guarded, openings } => {
+            format!("{guarded} ports are guarded, {openings} openings hold\n")
+        }
+        LockedDown::NothingGuarded => "nothing is guarded on this host, so there is no table\n".to_owned(),
+        LockedDown::AgentRuns => "the agent runs and holds the ruleset already\n".to_owned(),
+    };
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn inspect(config: AgentConfig, state: &StateDir) -> anyhow::Result<Inspection> {
+    Ok(Inspection::of(config.rules, state, SystemClock::new()?.boot()))
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder
+        .enable_all()
+        .max_blocking_threads(2)
+        .build()
+        .context("cannot start the runtime")
+}
+
+fn start_log(level: LogLevel) {
+    let ours = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target("nightlatch", tracing::Level::from(level));
+    let writer = fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
+    tracing_subscriber::registry().with(ours).with(writer).init();
+}
+
+fn json(value: &impl serde::Serialize) -> anyhow::Result<String> {
+    Ok(format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+fn text(write: impl FnOnce(&mut String) -> std::fmt::Result) -> anyhow::Result<String> {
+    let mut text = String::new();
+    write(&mut text)?;
+    Ok(text)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    io::stdout()
+        .lock()
+        .write_all(text.as_bytes())
+        .context("cannot write to standard output")
+}

@@ -1,0 +1,388 @@
+//! Receipts that the server hasn't stored yet, in their order, on disk before they are sent.
+//!
+//! A receipt never holds up an enforcement step. A number is never used for two contents, crash or not.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use nightlatch_core::id::MachineId;
+use nightlatch_core::receipt::{Happening, Receipt};
+use nightlatch_core::signing::{SigningKey, base64_bytes, hex, sha256};
+use nightlatch_core::time::{BootId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::frame_file::{Damage, FrameFile, NotWritten};
+
+const HEADER: &[u8] = b"nightlatch-receipts 1\n";
+/// The most receipts that wait for the server.
+pub const MOST_WAITING: usize = 20_000;
+/// What the numbers skip when the file was damaged, so that none comes twice.
+const SKIPPED_AFTER_DAMAGE: u64 = 1_000_000;
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Entry {
+    Receipt {
+        sequence: u64,
+        #[serde(with = "base64_bytes")]
+        envelope: Vec<u8>,
+    },
+    /// Everything up to this number is done with.
+    Done {
+        sequence: u64,
+        /// Hex SHA-256 of that receipt's envelope, for the next one to name.
+        previous: String,
+        /// How many were given up for lack of room since the server was last told.
+        given_up: u64,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Waiting {
+    sequence: u64,
+    envelope: Vec<u8>,
+}
+
+/// Who signs receipts, and where they are made.
+pub struct Signer {
+    pub key: SigningKey,
+    pub machine: MachineId,
+    pub boot_id: BootId,
+}
+
+/// See the module's documentation.
+pub struct Outbox {
+    file: FrameFile,
+    signer: Signer,
+    /// At most [`MOST_WAITING`], oldest first.
+    waiting: VecDeque<Waiting>,
+    /// The last number that was given.
+    last: u64,
+    /// Hex SHA-256 of the last envelope; empty before the first.
+    previous: String,
+    /// The last number that is on disk.
+    durable: u64,
+    given_up: u64,
+}
+
+impl Outbox {
+    /// Reads what waited; the caller holds the directory's lock. A damaged file is set aside.
+    pub fn open(path: PathBuf, signer: Signer, wall: Timestamp) -> (Self, Option<Damage>) {
+        let (mut file, found) = FrameFile::open(path, HEADER, wall);
+        let mut damage = found.damage;
+        let mut entries = Vec::new();
+        for payload in found.payloads {
+            match serde_json::from_slice(&payload) {
+                Ok(entry) => entries.push(entry),
+                Err(error) => {
+                    damage.get_or_insert_with(|| Damage {
+                        why: format!("it has a receipt that this version can't read: {error}"),
+                        set_aside: file.give_up(wall),
+                    });
+                }
+            }
+        }
+        let mut outbox = Self {
+            file,
+            signer,
+            waiting: VecDeque::new(),
+            last: 0,
+            previous: String::new(),
+            durable: 0,
+            given_up: 0,
+        };
+        entries.into_iter().for_each(|entry| outbox.recall(entry));
+        if damage.is_some() {
+            let skipped = outbox.last.saturating_add(SKIPPED_AFTER_DAMAGE);
+            outbox.last = skipped.max(u64::try_from(wall.micros()).unwrap_or(0));
+        } else {
+            outbox.durable = outbox.last;
+        }
+        (outbox, damage)
+    }
+
+    fn recall(&mut self, entry: Entry) {
+        match entry {
+            Entry::Receipt { sequence, envelope } => {
+                self.previous = hex(&sha256(&envelope));
+                self.last = self.last.max(sequence);
+                self.waiting.push_back(Waiting { sequence, envelope });
+            }
+            Entry::Done {
+                sequence,
+                previous,
+                given_up,
+            } => {
+                self.waiting.retain(|waiting| waiting.sequence > sequence);
+                if sequence >= self.last {
+                    (self.last, self.previous) = (sequence, previous);
+                }
+                self.given_up = given_up;
+            }
+        }
+    }
+
+    /// Signs receipts and writes them with one write. If the disk fails they wait unsent for [`Self::retry`].
+    ///
+    /// # Errors
+    /// They aren't on disk yet.
+    pub fn add(&mut self, happenings: Vec<Happening>) -> Result<(), NotWritten> {
+        if happenings.is_empty() {
+            return Ok(());
+        }
+        let mut payloads = Vec::with_capacity(happenings.len());
+        for happening in happenings {
+            self.last = self.last.saturating_add(1);
+            let Signer {
+                key,
+                machine,
+                boot_id,
+            } = &self.signer;
+            let previous = std::mem::take(&mut self.previous);
+            let envelope = Receipt::new(*machine, *boot_id, happening, self.last, previous).seal(key);
+            self.previous = hex(&sha256(&envelope));
+            payloads.push(serde_json::to_vec(&Entry::Receipt {
+                sequence: self.last,
+                envelope: envelope.clone(),
+            })?);
+            self.waiting.push_back(Waiting {
+                sequence: self.last,
+                envelope,
+            });
+        }
+        let mut is_over = false;
+        while self.waiting.len() > MOST_WAITING {
+            self.waiting.pop_front();
+            self.given_up = self.given_up.saturating_add(1);
+            is_over = true;
+        }
+        if is_over {
+            self.file.rewrite(&self.payloads()?)?
+        } else {
+            self.file.append(&payloads, true)?
+        }
+        self.durable = self.last;
+        Ok(())
+    }
+
+    /// Tries again to write what isn't on disk.
+    ///
+    /// # Errors
+    /// The disk still fails.
+    pub fn retry(&mut self) -> Result<(), NotWritten> {
+        if self.durable < self.last || !self.file.is_sound() {
+            self.file.rewrite(&self.payloads()?)?;
+            self.durable = self.last;
+        }
+        Ok(())
+    }
+
+    /// The server has stored everything up to `sequence`.
+    ///
+    /// # Errors
+    /// The disk fails; the receipts are sent once more after a restart then, which does no harm.
+    pub fn stored(&mut self, sequence: u64) -> Result<(), NotWritten> {
+        let sequence = sequence.min(self.durable);
+        let before = self.waiting.len();
+        let mut previous = None;
+        while let Some(first) = self.waiting.pop_front_if(|first| first.sequence <= sequence) {
+            previous = Some(hex(&sha256(&first.envelope)));
+        }
+        let Some(previous) = previous.filter(|_| self.waiting.len() < before) else {
+            return Ok(());
+        };
+        let done = Entry::Done {
+            sequence,
+            previous,
+            given_up: self.given_up,
+        };
+        self.file.append(&[serde_json::to_vec(&done)?], false)?;
+        if self.file.is_long() {
+            self.file.compact(&self.payloads()?)?;
+        }
+        Ok(())
+    }
+
+    fn payloads(&self) -> Result<Vec<Vec<u8>>, NotWritten> {
+        let done = self
+            .waiting
+            .front()
+            .map_or(self.last, |first| first.sequence.saturating_sub(1));
+        let done = Entry::Done {
+            sequence: done,
+            // Only asked for when nothing waits.
+            previous: self.previous.clone(),
+            given_up: self.given_up,
+        };
+        let waiting = self
+            .waiting
+            .iter()
+            .map(|Waiting { sequence, envelope }| Entry::Receipt {
+                sequence: *sequence,
+                envelope: envelope.clone(),
+            });
+        std::iter::once(done)
+            .chain(waiting)
+            .map(|entry| serde_json::to_vec(&entry).map_err(NotWritten::from))
+            .collect()
+    }
+
+    /// At most `most` receipts behind `after` that may be sent, with the number of the last.
+    pub fn sendable(&self, after: u64, most: usize) -> Option<(u64, Vec<Vec<u8>>)> {
+        let ready = self
+            .waiting
+            .iter()
+            .filter(|waiting| waiting.sequence > after && waiting.sequence <= self.durable)
+            .take(most);
+        let (mut last, mut envelopes) = (None, Vec::new());
+        for Waiting { sequence, envelope } in ready {
+            last = Some(*sequence);
+            envelopes.push(envelope.clone());
+        }
+        last.map(|last| (last, envelopes))
+    }
+
+    /// How many receipts were given up for lack of room, once.
+    pub fn take_given_up(&mut self) -> u64 {
+        std::mem::take(&mut self.given_up)
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nightlatch_core::id::GrantId;
+    use nightlatch_core::receipt::Done;
+    use std::path::Path;
+    use uuid::Uuid;
+
+    fn wall() -> Timestamp {
+        "2026-11-22T09:30:00Z".parse().unwrap()
+    }
+
+    fn key() -> SigningKey {
+        SigningKey::from_seed(&[3; 32])
+    }
+
+    fn open(path: &Path) -> (Outbox, Option<Damage>) {
+        let signer = Signer {
+            key: key(),
+            machine: MachineId::new(Uuid::from_u128(5)),
+            boot_id: BootId(Uuid::from_u128(6)),
+        };
+        Outbox::open(path.to_owned(), signer, wall())
+    }
+
+    fn happening(number: u128) -> Happening {
+        Happening {
+            grant: GrantId::new(Uuid::from_u128(number)),
+            event: Done::Opened,
+            at: wall(),
+            reason: String::new(),
+        }
+    }
+
+    fn receipts(outbox: &Outbox, after: u64) -> Vec<Receipt> {
+        let (_, envelopes) = outbox.sendable(after, usize::MAX).unwrap_or_default();
+        envelopes
+            .iter()
+            .map(|envelope| Receipt::verify(envelope, &key().public()).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn receipts_are_numbered_and_chained_over_restarts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("receipts");
+        let (mut outbox, _) = open(&path);
+        outbox.add(vec![happening(1), happening(2)]).unwrap();
+        outbox.stored(2).unwrap();
+        drop(outbox);
+        let (mut outbox, damage) = open(&path);
+        assert_eq!(damage, None);
+        assert!(outbox.sendable(0, 64).is_none());
+        outbox.add(vec![happening(3)]).unwrap();
+        drop(outbox);
+        let (mut outbox, _) = open(&path);
+        outbox.add(vec![happening(4)]).unwrap();
+        let found = receipts(&outbox, 0);
+        assert_eq!(
+            found.iter().map(|receipt| receipt.sequence).collect::<Vec<_>>(),
+            [3, 4]
+        );
+        let (_, envelopes) = outbox.sendable(0, 1).unwrap();
+        assert_eq!(found[1].previous, hex(&sha256(&envelopes[0])));
+        assert_eq!(found[0].previous.len(), 64);
+    }
+
+    #[test]
+    fn what_the_server_stored_is_forgotten_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut outbox, _) = open(&folder.path().join("receipts"));
+        outbox.add((1..=5).map(happening).collect()).unwrap();
+        outbox.stored(3).unwrap();
+        assert_eq!(receipts(&outbox, 0).len(), 2);
+        assert_eq!(receipts(&outbox, 4).len(), 1);
+        outbox.stored(2).unwrap();
+        outbox.stored(900).unwrap();
+        assert_eq!(outbox.waiting(), 0);
+        outbox.add(vec![happening(6)]).unwrap();
+        assert_eq!(receipts(&outbox, 0)[0].sequence, 6);
+    }
+
+    #[test]
+    fn a_receipt_is_not_sent_before_it_is_on_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state").join("receipts");
+        let (mut outbox, _) = open(&path);
+        assert!(outbox.add(vec![happening(1)]).is_err());
+        assert!(outbox.sendable(0, 64).is_none());
+        assert!(outbox.retry().is_err());
+        std::fs::create_dir(folder.path().join("state")).unwrap();
+        outbox.retry().unwrap();
+        assert_eq!(receipts(&outbox, 0).len(), 1);
+    }
+
+    #[test]
+    fn a_full_outbox_keeps_the_newest_and_counts_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("receipts");
+        let (mut outbox, _) = open(&path);
+        outbox.add((1..=20_003).map(happening).collect()).unwrap();
+        drop(outbox);
+        let (mut outbox, _) = open(&path);
+        assert_eq!(
+            (outbox.waiting(), outbox.take_given_up(), outbox.take_given_up()),
+            (20_000, 3, 0)
+        );
+        assert_eq!(receipts(&outbox, 20_000).len(), 3);
+    }
+
+    #[test]
+    fn after_damage_no_number_comes_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("receipts");
+        let (mut outbox, _) = open(&path);
+        outbox.add(vec![happening(1)]).unwrap();
+        outbox.add(vec![happening(2)]).unwrap();
+        drop(outbox);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[HEADER.len() + 40] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let (mut outbox, damage) = open(&path);
+        assert!(damage.is_some());
+        // The first write after damage makes the file anew.
+        assert!(outbox.add(vec![happening(3)]).is_err());
+        outbox.retry().unwrap();
+        let numbers: Vec<u64> = receipts(&outbox, 0)
+            .iter()
+            .map(|receipt| receipt.sequence)
+            .collect();
+        assert_eq!(numbers.first(), Some(&2));
+        assert!(*numbers.last().unwrap() > SKIPPED_AFTER_DAMAGE);
+    }
+}

@@ -1,0 +1,184 @@
+//! `run`: the daemon.
+
+use std::time::Duration;
+
+use nightlatch_core::signing::SigningKey;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::causes::causes;
+use crate::clock::{Clock, NoClock, SystemClock};
+use crate::config::AgentConfig;
+use crate::enforcer::{Enforcer, Notices, Start};
+use crate::firewall::{Firewall, FirewallError};
+use crate::identity::{Enrollment, Identity, NoIdentity};
+use crate::outbox::{Outbox, Signer};
+use crate::server_link::ServerLink;
+use crate::server_tls::{self, KnownTime, Pin};
+use crate::startup::{self, Recalled};
+use crate::state::{StateDir, StateError};
+
+const QUEUE: usize = 64;
+
+/// Why the daemon did not start. The table is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum NotStarted {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Identity(#[from] NoIdentity),
+    #[error(transparent)]
+    Clock(#[from] NoClock),
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
+    #[error("the machine's certificate and key can't be used")]
+    Tls(#[source] rustls::Error),
+    #[error("signals can't be listened for")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs until SIGTERM or SIGINT, and leaves the table as it is.
+///
+/// # Errors
+/// Whatever keeps it from starting.
+pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted> {
+    let _lock = state.lock()?;
+    let Identity {
+        enrollment,
+        ca,
+        client,
+        receipt_key,
+    } = Identity::read(state)?;
+    let clock = SystemClock::new()?;
+    let firewall = Firewall::open()?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(NotStarted::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(NotStarted::Signals)?;
+
+    let start = recall(config, state, &enrollment, receipt_key, clock, firewall);
+    let known = KnownTime::default();
+    known.raise(enrollment.enrolled_at);
+    if let Some(earliest) = start.time.earliest(clock.now()) {
+        known.raise(earliest);
+    }
+    let pin = Pin::Installation {
+        ca,
+        installation: enrollment.installation_id,
+        known: known.clone(),
+    };
+    let tls = server_tls::client_config(pin, Some(client)).map_err(NotStarted::Tls)?;
+    let enforcer = Enforcer::start(start);
+    notify(&[NotifyState::Ready]);
+    tracing::info!(machine = %enrollment.machine_name, "the ruleset is in force");
+
+    let (to_enforcer, from_server) = mpsc::channel(QUEUE);
+    let link = ServerLink {
+        addresses: enrollment.agent_addresses,
+        config: tls,
+        clock,
+        known,
+        enforcer: to_enforcer,
+    };
+    let link = tokio::spawn(link.run());
+    let end = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    enforcer.run(from_server, Watchdog::new(), end).await;
+    link.abort();
+    notify(&[NotifyState::Stopping]);
+    tracing::info!("ends; the table stays and the kernel ends the openings");
+    Ok(())
+}
+
+fn recall(
+    config: AgentConfig,
+    state: &StateDir,
+    enrollment: &Enrollment,
+    key: SigningKey,
+    clock: SystemClock,
+    mut firewall: Firewall,
+) -> Start<Firewall, crate::ledger_file::LedgerFile, SystemClock> {
+    let rules = config.rules;
+    let Recalled {
+        ledger,
+        time,
+        sink,
+        fallen,
+        is_bare,
+        mut reports,
+    } = startup::recall(state, enrollment, &rules, clock.boot());
+    let mut guarded_meanwhile = Vec::new();
+    if is_bare {
+        match startup::guarded_by_table(&mut firewall) {
+            Ok(spans) => guarded_meanwhile = spans,
+            Err(error) => tracing::error!(
+                error = %causes(&error),
+                "the table can't be read"
+            ),
+        }
+    }
+    let signer = Signer {
+        key,
+        machine: enrollment.machine_id,
+        boot_id: clock.boot_id(),
+    };
+    let (outbox, damage) = Outbox::open(state.receipts(), signer, clock.wall());
+    if let Some(damage) = damage {
+        tracing::error!(
+            why = damage.why,
+            "receipts that the server had not stored may be lost"
+        );
+        reports.push((
+            "RECEIPTS_DAMAGED",
+            format!("receipts may be lost: {}", damage.why),
+        ));
+    }
+    let kernel_version = nix::sys::utsname::uname()
+        .map(|system| system.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    Start {
+        rules,
+        clock,
+        time,
+        ledger,
+        gate: firewall,
+        sink,
+        outbox,
+        guarded_meanwhile,
+        fallen,
+        needs_whole: is_bare,
+        reports,
+        kernel_version,
+    }
+}
+
+/// systemd restarts a daemon whose loop stands still (sd_notify(3)).
+struct Watchdog {
+    is_wanted: bool,
+}
+
+impl Watchdog {
+    fn new() -> Self {
+        let timeout = sd_notify::watchdog_enabled().filter(|timeout| *timeout > Duration::ZERO);
+        Self {
+            is_wanted: timeout.is_some(),
+        }
+    }
+}
+
+impl Notices for Watchdog {
+    fn alive(&self) {
+        if self.is_wanted {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}

@@ -1,0 +1,159 @@
+//! What a starting agent knows: its ledger, verified again, or what is left of it.
+
+use nightlatch_core::assignment::Generation;
+use nightlatch_core::clock::HostClock;
+use nightlatch_core::host::HostRules;
+use nightlatch_core::id::GrantId;
+use nightlatch_core::ledger::{Boot, Ledger, Replayed};
+use nightlatch_core::port::{PortRange, PortSpan};
+
+use crate::causes::causes;
+use crate::firewall::{Firewall, FirewallError};
+use crate::frame_file::Damage;
+use crate::identity::Enrollment;
+use crate::ledger_file::{LedgerFile, RecordSink, Records, snapshot};
+use crate::state::{LEDGER, StateDir};
+
+/// A ledger to begin with.
+pub struct Recalled {
+    pub ledger: Ledger,
+    pub time: HostClock,
+    pub sink: LedgerFile,
+    pub fallen: Vec<GrantId>,
+    /// There are no grants, maybe because they were lost: the server must send the whole.
+    pub is_bare: bool,
+    pub reports: Vec<(&'static str, String)>,
+}
+
+/// Reads the ledger and writes down what a reboot has changed. Whatever is wrong with the file, what comes
+/// back opens nothing that isn't on disk.
+pub fn recall(state: &StateDir, enrollment: &Enrollment, rules: &HostRules, boot: Boot) -> Recalled {
+    let (mut sink, Records { records, damage }) = LedgerFile::open(state.ledger(), boot.wall);
+    let mut reports = Vec::new();
+    if let Some(damage) = damage {
+        tracing::error!(why = damage.why, set_aside = ?damage.set_aside, "the ledger can't be trusted: nothing opens");
+        let (ledger, time) = bare(enrollment, records, boot);
+        if let Err(error) = sink.rewrite(&snapshot(&ledger, &time, boot.now)) {
+            tracing::error!(error = %causes(&error), "what is left of the ledger can't be written down");
+        }
+        reports.extend(damage_report(state, Some(&damage)));
+        return Recalled {
+            ledger,
+            time,
+            sink,
+            fallen: Vec::new(),
+            is_bare: true,
+            reports,
+        };
+    }
+    let ceiling = rules.ceiling.as_ref();
+    let replayed = Ledger::replay(
+        enrollment.machine_id,
+        enrollment.root_key.clone(),
+        records.clone(),
+        ceiling,
+        boot,
+    );
+    let Replayed {
+        ledger,
+        mark,
+        carried,
+        left_out,
+        fallen,
+    } = replayed;
+    for left_out in left_out {
+        tracing::error!(code = left_out.code(), %left_out, "part of the ledger no longer verifies");
+        reports.push((left_out.code(), left_out.to_string()));
+    }
+    if let Some(carried) = carried
+        && let Err(error) = sink.append(&carried, true)
+    {
+        tracing::error!(
+            error = %causes(&error),
+            "nothing opens: the ends after the reboot can't be written down"
+        );
+        reports.push((
+            "LEDGER_NOT_WRITTEN",
+            "the ends after a reboot could not be written".to_owned(),
+        ));
+        let (ledger, time) = bare(enrollment, records, boot);
+        return Recalled {
+            ledger,
+            time,
+            sink,
+            fallen,
+            is_bare: true,
+            reports,
+        };
+    }
+    let time = HostClock::new(boot.id, mark);
+    // Nothing was assigned yet, or nothing since a loss.
+    let is_bare = ledger.generation() == Generation::default();
+    if is_bare {
+        reports.extend(damage_report(state, None));
+    }
+    Recalled {
+        ledger,
+        time,
+        sink,
+        fallen,
+        is_bare,
+        reports,
+    }
+}
+
+/// Said as long as the server hasn't sent the whole, whoever found the damage.
+fn damage_report(state: &StateDir, damage: Option<&Damage>) -> Option<(&'static str, String)> {
+    let aside = state.set_aside(LEDGER);
+    if damage.is_none() && aside.is_none() {
+        return None;
+    }
+    let why = damage.map_or("it was damaged", |damage| damage.why.as_str());
+    let kept = aside
+        .map(|path| format!("; it is kept as {}", path.display()))
+        .unwrap_or_default();
+    Some((
+        "LEDGER_DAMAGED",
+        format!("the ledger can't be trusted: {why}{kept}"),
+    ))
+}
+
+/// Keys and policy prove themselves by their signatures; without a ceiling no grant comes along.
+pub(crate) fn bare(
+    enrollment: &Enrollment,
+    records: Vec<nightlatch_core::ledger::Record>,
+    boot: Boot,
+) -> (Ledger, HostClock) {
+    let replayed = Ledger::replay(
+        enrollment.machine_id,
+        enrollment.root_key.clone(),
+        records,
+        None,
+        boot,
+    );
+    (
+        replayed.ledger.without_grants(),
+        HostClock::new(boot.id, replayed.mark),
+    )
+}
+
+/// The ports that the table in the kernel guards. After a loss they stay guarded until the policy is known.
+///
+/// # Errors
+/// The table can't be read.
+pub fn guarded_by_table(firewall: &mut Firewall) -> Result<Vec<PortSpan>, FirewallError> {
+    let Some(table) = firewall.read()? else {
+        return Ok(Vec::new());
+    };
+    let spans = table.guarded.into_iter().filter_map(|key| {
+        let range = PortRange::new(key.port, key.port).ok()?;
+        Some(PortSpan {
+            protocol: key.protocol,
+            range,
+        })
+    });
+    Ok(spans.collect())
+}
+
+#[cfg(test)]
+mod tests;

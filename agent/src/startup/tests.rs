@@ -1,0 +1,245 @@
+//! Real ledger files: cut at every byte, flipped at every byte, over restarts and reboots.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use nightlatch_core::assignment::{Assigned, Assignment, Digest, Generation};
+use nightlatch_core::ceiling::{Ceiling, HostCeiling};
+use nightlatch_core::grant::{Authority, IssuedGrant};
+use nightlatch_core::id::{MachineId, RequestId};
+use nightlatch_core::keys::{KeyList, ListNumber};
+use nightlatch_core::policy::{AllowedSources, MachinePolicy, Policy, PortRule};
+use nightlatch_core::port::Protocols;
+use nightlatch_core::request::{AccessRequest, Span};
+use nightlatch_core::signing::SigningKey;
+use nightlatch_core::time::{BootId, BootTime, Timestamp};
+use uuid::Uuid;
+
+use super::*;
+
+const MACHINE: MachineId = MachineId::new(Uuid::from_u128(0x019a_a0b2_6a51_7c3e_9d6a_0f6d_1f6f_2b11));
+
+fn noon() -> Timestamp {
+    "2026-11-22T12:00:00Z".parse().unwrap()
+}
+
+fn root() -> SigningKey {
+    SigningKey::from_seed(&[1; 32])
+}
+
+fn authority() -> Authority {
+    Authority::new(SigningKey::from_seed(&[2; 32]))
+}
+
+fn rules() -> HostRules {
+    HostRules {
+        ceiling: Some(Ceiling {
+            ports: vec!["22".parse().unwrap()],
+            longest: Duration::from_secs(24 * 3600),
+            max_ahead: Duration::from_secs(3600),
+            widest_ipv4: 24,
+            widest_ipv6: 64,
+        }),
+        ..HostRules::default()
+    }
+}
+
+fn enrollment() -> Enrollment {
+    Enrollment {
+        machine_id: MACHINE,
+        machine_name: "web-1".parse().unwrap(),
+        installation_id: "019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b00".parse().unwrap(),
+        root_key: root().public(),
+        agent_addresses: vec!["192.0.2.1:7444".to_owned()],
+        enrolled_at: noon(),
+    }
+}
+
+fn boot(id: u128, second: u64) -> Boot {
+    Boot {
+        id: BootId(Uuid::from_u128(id)),
+        now: BootTime::new(Duration::from_secs(second)),
+        wall: noon().checked_add(Duration::from_secs(second)).unwrap(),
+    }
+}
+
+fn policy() -> Policy {
+    let rule = PortRule::new(
+        "22".parse().unwrap(),
+        Protocols::Tcp,
+        AllowedSources::Any,
+        PortRule::DEFAULT_LIMIT,
+    );
+    Policy::new(vec![rule.unwrap()]).unwrap()
+}
+
+fn grant(id: u128) -> IssuedGrant {
+    let wish = AccessRequest {
+        id: RequestId::new(Uuid::from_u128(7)),
+        machine: MACHINE,
+        subject: "alice".parse().unwrap(),
+        ports: vec!["22/tcp".parse().unwrap()],
+        sources: vec![format!("192.0.2.{id}").parse().unwrap()],
+        span: Span::For(Duration::from_secs(3600)),
+        justification: "mend the disk".to_owned().try_into().unwrap(),
+    };
+    let approval = policy().decide(wish, HostCeiling::Unheard, noon()).unwrap();
+    authority()
+        .issue(approval, GrantId::new(Uuid::from_u128(id)), noon())
+        .unwrap()
+}
+
+/// A state directory with a ledger that took a policy, grant 1, then 2, then lost 1, and the lengths of its file after
+/// each, with the grants that were held then.
+struct Sample {
+    _folder: tempfile::TempDir,
+    state: StateDir,
+    bytes: Vec<u8>,
+    steps: Vec<(usize, BTreeSet<u128>)>,
+}
+
+fn sample() -> Sample {
+    // Thousands of forced writes: in memory where that exists.
+    let folder = tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap();
+    let state = StateDir::new(folder.path().to_owned());
+    let here = boot(1, 0);
+    std::fs::write(state.ledger(), crate::ledger_file::HEADER).unwrap();
+    let Recalled {
+        mut ledger,
+        mut time,
+        mut sink,
+        ..
+    } = recall(&state, &enrollment(), &rules(), here);
+    time.hear(noon(), here.now, here.now, here.wall).unwrap();
+    let size = |state: &StateDir| std::fs::read(state.ledger()).unwrap().len();
+    let mut steps = vec![(0, BTreeSet::new()), (size(&state), BTreeSet::new())];
+    let mut generation = u64::try_from(noon().micros()).unwrap();
+    for held in [vec![], vec![1], vec![1, 2], vec![2]] {
+        generation += 1;
+        let number = ListNumber { epoch: 1, number: 1 };
+        let keys = KeyList::new(
+            enrollment().installation_id,
+            number,
+            vec![authority().key().public()],
+            noon(),
+        );
+        let policy = MachinePolicy::new(MACHINE, 1, 1, Some(&policy()), noon());
+        let grants: Vec<IssuedGrant> = held.iter().map(|id| grant(*id)).collect();
+        let assignment = Assignment {
+            generation: Generation(generation),
+            base: None,
+            keys: Some(keys.seal(&root())),
+            policy: Some(policy.seal(authority().key())),
+            added: grants
+                .iter()
+                .map(|grant| Assigned {
+                    id: grant.grant.id,
+                    envelope: grant.envelope.clone(),
+                })
+                .collect(),
+            removed: Vec::new(),
+            digest: Digest::of(grants.iter().map(|grant| &grant.grant.id)),
+        };
+        let change = ledger
+            .consider(&assignment, rules().ceiling.as_ref(), &time, here.now)
+            .unwrap();
+        ledger.close(&change);
+        sink.append(&change.record(), true).unwrap();
+        ledger.commit(change);
+        if held.is_empty() {
+            sink.rewrite(&snapshot(&ledger, &time, here.now)).unwrap();
+        }
+        steps.push((size(&state), held.into_iter().collect()));
+    }
+    let bytes = std::fs::read(state.ledger()).unwrap();
+    Sample {
+        _folder: folder,
+        state,
+        bytes,
+        steps,
+    }
+}
+
+fn held(recalled: &Recalled, now: BootTime) -> BTreeSet<u128> {
+    recalled
+        .ledger
+        .held(now)
+        .map(|held| held.grant.id.uuid().as_u128())
+        .collect()
+}
+
+fn tells_of_damage(recalled: &Recalled) -> bool {
+    recalled.reports.iter().any(|(code, _)| *code == "LEDGER_DAMAGED")
+}
+
+#[test]
+fn a_ledger_cut_at_any_byte_holds_what_was_committed_by_then() {
+    let Sample {
+        state, bytes, steps, ..
+    } = &sample();
+    for length in 0..=bytes.len() {
+        std::fs::write(state.ledger(), &bytes[..length]).unwrap();
+        let recalled = recall(state, &enrollment(), &rules(), boot(1, 1));
+        let expected = &steps.iter().rev().find(|(end, _)| *end <= length).unwrap().1;
+        assert_eq!(held(&recalled, boot(1, 1).now), *expected, "{length}");
+        assert!(recalled.sink.is_sound(), "{length}");
+        assert!(!recalled.is_bare || expected.is_empty(), "{length}");
+        // Enrolment leaves a header, so less of it is a loss.
+        assert_eq!(tells_of_damage(&recalled), length < steps[1].0, "{length}");
+    }
+}
+
+#[test]
+fn a_ledger_flipped_in_the_middle_opens_nothing_and_keeps_the_policy_s_guard() {
+    let Sample {
+        state, bytes, steps, ..
+    } = &sample();
+    let (last_begins, _) = steps[steps.len() - 2];
+    for position in (0..last_begins).step_by(7) {
+        let mut flipped = bytes.clone();
+        flipped[position] ^= 0x10;
+        std::fs::write(state.ledger(), &flipped).unwrap();
+        let recalled = recall(state, &enrollment(), &rules(), boot(1, 1));
+        assert!(recalled.is_bare, "{position}");
+        assert!(
+            recalled.reports.iter().any(|(code, _)| *code == "LEDGER_DAMAGED"),
+            "{position}"
+        );
+        assert_eq!(recalled.ledger.generation(), Generation(0));
+        let ruleset = recalled.ledger.ruleset(&rules(), boot(1, 1).now);
+        assert!(ruleset.openings().is_empty(), "{position}");
+        assert!(!ruleset.is_empty(), "{position}");
+        // What is left is on disk: the next start guards the same, and still asks and tells.
+        let again = recall(state, &enrollment(), &rules(), boot(1, 2));
+        assert_eq!(
+            again.ledger.ruleset(&rules(), boot(1, 2).now),
+            ruleset,
+            "{position}"
+        );
+        assert!(again.is_bare && tells_of_damage(&again), "{position}");
+    }
+}
+
+#[test]
+fn a_record_of_another_version_is_damage() {
+    let Sample { state, bytes, .. } = &sample();
+    let mut bytes = bytes.clone();
+    crate::frames::write(&mut bytes, br#"{"unheard_of":1}"#).unwrap();
+    std::fs::write(state.ledger(), &bytes).unwrap();
+    let recalled = recall(state, &enrollment(), &rules(), boot(1, 1));
+    assert!(recalled.is_bare && recalled.sink.is_sound());
+    assert!(!recalled.ledger.ruleset(&rules(), boot(1, 1).now).is_empty());
+}
+
+#[test]
+fn a_reboot_writes_the_new_ends_once() {
+    let Sample { state, .. } = &sample();
+    let recalled = recall(state, &enrollment(), &rules(), boot(2, 5));
+    assert_eq!(held(&recalled, boot(2, 5).now), BTreeSet::from([2]));
+    let after = std::fs::read(state.ledger()).unwrap();
+    let recalled = recall(state, &enrollment(), &rules(), boot(2, 6));
+    assert_eq!(held(&recalled, boot(2, 6).now), BTreeSet::from([2]));
+    assert_eq!(std::fs::read(state.ledger()).unwrap(), after);
+}
