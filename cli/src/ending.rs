@@ -1,0 +1,340 @@
+//! `nightlatch done` and `nightlatch revoke`: end grants before their time.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use clap::Args;
+use nightlatch_core::time::Timestamp;
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use crate::client::Client;
+use crate::client::calls::{GrantFilter, RequestFilter};
+use crate::failure::{Exit, Failure};
+use crate::grants::{end_verdict, table};
+use crate::naming::{GrantRef, MachineRef, Target, request_resource};
+use crate::output::{self, Output, printable};
+use crate::record::{GrantRecord, GrantState, RequestRecord};
+use crate::requests;
+use crate::settings::Connection;
+use crate::spinner::Spinner;
+use crate::when;
+
+/// Far below what a server lets one connection have under way.
+const AT_ONCE: usize = 16;
+
+const DONE_EXAMPLES: &str = "\
+Examples:
+  nightlatch done --machine web-1
+  nightlatch done 019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11
+  nightlatch done accessRequests/019aa0b2-7c10-7d00-8a3b-1f2e3d4c5b6a
+  nightlatch done --yes
+
+Exit codes: 0 ended, 1 refused or failed, 2 usage, 3 ended, but the host is away and runs it to its end.";
+
+const REVOKE_EXAMPLES: &str = "\
+Example:
+  nightlatch revoke 019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11
+
+Exit codes: 0 ended, 1 refused or failed, 2 usage, 3 ended, but the host is away and runs it to its end.";
+
+/// End your own grants early, and withdraw requests that still wait.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = DONE_EXAMPLES)]
+pub(crate) struct Done {
+    /// Grants to end, or requests to withdraw (accessRequests/ID). Without any: all of yours.
+    #[arg(value_name = "GRANT", conflicts_with = "machine")]
+    targets: Vec<Target>,
+    /// All your live grants and waiting requests on this machine.
+    #[arg(long, short, value_name = "MACHINE")]
+    machine: Option<MachineRef>,
+    /// Don't ask before all that is yours is ended.
+    #[arg(long, short)]
+    yes: bool,
+    /// How long to wait for the hosts, a minute at most.
+    #[arg(long, value_name = "LENGTH", default_value = "10s", value_parser = when::parse_short_wait)]
+    timeout: Duration,
+}
+
+/// End anyone's grants early.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = REVOKE_EXAMPLES)]
+pub(crate) struct Revoke {
+    /// Ids of grants: whole, as grants/ID, or at least the first eight characters.
+    #[arg(required = true, value_name = "GRANT")]
+    grants: Vec<GrantRef>,
+    /// How long to wait for the hosts, a minute at most.
+    #[arg(long, value_name = "LENGTH", default_value = "10s", value_parser = when::parse_short_wait)]
+    timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Right {
+    /// Only one's own.
+    Own,
+    Anyones,
+}
+
+/// What was ended or withdrawn.
+enum Ended {
+    Grant(Box<GrantRecord>),
+    Request(Box<RequestRecord>),
+}
+
+pub(crate) async fn done(done: Done, connection: &Connection, output: &Output) -> Result<Exit, Failure> {
+    let client = Client::connect(connection).await?;
+    let names = if done.targets.is_empty() {
+        let filter = GrantFilter {
+            machine: done.machine.clone(),
+            live_only: true,
+            own_only: true,
+        };
+        let grants = client.grants(&filter, usize::MAX).await?.items;
+        let filter = RequestFilter {
+            machine: done.machine.clone(),
+            waiting_only: true,
+            own_only: true,
+        };
+        let waiting = client.access_requests(&filter, usize::MAX).await?.items;
+        if done.machine.is_none() && !done.yes && !(grants.is_empty() && waiting.is_empty()) {
+            confirm(&grants, &waiting, output).await?;
+        }
+        let grants = grants.into_iter().map(|grant| grant.name);
+        grants
+            .chain(waiting.into_iter().map(|request| request.name))
+            .collect()
+    } else {
+        names(&client, &done.targets).await?
+    };
+    end(&client, names, Right::Own, done.timeout, output).await
+}
+
+pub(crate) async fn revoke(
+    revoke: Revoke,
+    connection: &Connection,
+    output: &Output,
+) -> Result<Exit, Failure> {
+    let client = Client::connect(connection).await?;
+    let targets: Vec<Target> = revoke.grants.into_iter().map(Target::Grant).collect();
+    let names = names(&client, &targets).await?;
+    end(&client, names, Right::Anyones, revoke.timeout, output).await
+}
+
+/// Everything is looked up before anything is ended.
+async fn names(client: &Client, targets: &[Target]) -> Result<Vec<String>, Failure> {
+    let mut names = Vec::new();
+    for target in targets {
+        let name = match target {
+            Target::Grant(grant) => client.grant_name(grant).await?,
+            Target::Request(id) => request_resource(*id),
+        };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// # Errors
+/// Nobody to ask, or the answer is no.
+async fn confirm(grants: &[GrantRecord], waiting: &[RequestRecord], output: &Output) -> Result<(), Failure> {
+    let count = grants.len() + waiting.len();
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Err(Failure::NotConfirmed(count));
+    }
+    if !output.is_json() && !grants.is_empty() {
+        table(grants, output)?;
+    }
+    if !output.is_json() && !waiting.is_empty() {
+        requests::table(waiting, output)?;
+    }
+    // Off the runtime's thread, so that the connection stays alive however long someone thinks.
+    let answer = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        write!(
+            io::stderr(),
+            "End {}? [y/N] ",
+            if count == 1 {
+                "it".to_string()
+            } else {
+                format!("all {count}")
+            }
+        )?;
+        io::stdin().read_line(&mut line).map(|_| line)
+    });
+    let answer = answer
+        .await
+        .map_err(|error| Failure::Ask(error.into()))?
+        .map_err(Failure::Ask)?;
+    if matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
+        Ok(())
+    } else {
+        Err(Failure::Declined)
+    }
+}
+
+async fn end(
+    client: &Client,
+    names: Vec<String>,
+    right: Right,
+    wait: Duration,
+    output: &Output,
+) -> Result<Exit, Failure> {
+    let spinner = Spinner::start("waiting for the hosts to confirm".to_string());
+    let results = tokio::select! {
+        results = end_all(client, names, right, wait) => results,
+        _ = tokio::signal::ctrl_c() => return Err(Failure::Interrupted),
+    };
+    drop(spinner);
+    show(results, output)
+}
+
+/// Each on its own: one that fails keeps no other from ending.
+async fn end_all(
+    client: &Client,
+    names: Vec<String>,
+    right: Right,
+    wait: Duration,
+) -> Vec<Result<Ended, Failure>> {
+    let mut waiting = names.into_iter().enumerate();
+    let mut running = JoinSet::new();
+    let mut results = Vec::new();
+    loop {
+        while running.len() < AT_ONCE
+            && let Some((position, name)) = waiting.next()
+        {
+            let client = client.clone();
+            running.spawn(async move { (position, end_one(&client, name, right, wait).await) });
+        }
+        match running.join_next().await {
+            None => break,
+            Some(Ok(result)) => results.push(result),
+            Some(Err(_)) => {}
+        }
+    }
+    results.sort_by_key(|(position, _)| *position);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+async fn end_one(client: &Client, name: String, right: Right, wait: Duration) -> Result<Ended, Failure> {
+    if name.starts_with("accessRequests/") {
+        return client
+            .cancel_access_request(name)
+            .await
+            .map(|request| Ended::Request(Box::new(request)));
+    }
+    let ended = match right {
+        Right::Own => client.end_grant(name.clone(), wait).await,
+        Right::Anyones => client.revoke_grant(name.clone(), wait).await,
+    };
+    match (ended, right) {
+        // A bare id may be that of a request that still waits.
+        (Err(Failure::Refused(refusal)), Right::Own) if refusal.is_unknown() => {
+            let request = name.replacen("grants/", "accessRequests/", 1);
+            match client.cancel_access_request(request).await {
+                Ok(request) => Ok(Ended::Request(Box::new(request))),
+                Err(_) => Err(refusal.into()),
+            }
+        }
+        (ended, _) => ended.map(|grant| Ended::Grant(Box::new(grant))),
+    }
+}
+
+#[derive(Default, Serialize)]
+struct Shown {
+    grants: Vec<GrantRecord>,
+    access_requests: Vec<RequestRecord>,
+}
+
+fn show(results: Vec<Result<Ended, Failure>>, output: &Output) -> Result<Exit, Failure> {
+    let now = when::now();
+    let mut exits = Vec::new();
+    let mut shown = Shown::default();
+    let nothing = results.is_empty();
+    for result in results {
+        match result {
+            Ok(Ended::Grant(grant)) => {
+                exits.push(end_verdict(grant.state));
+                shown.grants.push(*grant);
+            }
+            Ok(Ended::Request(request)) => {
+                exits.push(Exit::Done);
+                shown.access_requests.push(*request);
+            }
+            Err(failure) => {
+                output::report(&failure);
+                exits.push(failure.exit());
+            }
+        }
+    }
+    if output.is_json() {
+        output.json(&shown)?;
+    } else {
+        if nothing {
+            output.line("nothing to end: you have neither live grants nor waiting requests there")?;
+        }
+        for grant in &shown.grants {
+            output.line(&printable(&grant_line(grant, now)))?;
+        }
+        for request in &shown.access_requests {
+            output.line(&format!("request {}: withdrawn", request.id))?;
+        }
+    }
+    Ok(worst(&exits))
+}
+
+fn grant_line(grant: &GrantRecord, now: Timestamp) -> String {
+    let GrantRecord {
+        machine,
+        id,
+        state,
+        message,
+        end_time,
+        ..
+    } = grant;
+    let ends = end_time
+        .map(|end| format!(", {} ({})", when::local(end), when::distance(end, now)))
+        .unwrap_or_default();
+    match state {
+        GrantState::Ended => format!("{machine}: ended ({id})"),
+        GrantState::Refused => format!("{machine}: was never open ({id})"),
+        _ if !message.is_empty() => format!("{machine}: {message} ({id})"),
+        _ => format!(
+            "{machine}: ended here, but the host has not confirmed: unless it hears of it before, \
+             the grant runs to its end there{ends} ({id})"
+        ),
+    }
+}
+
+fn worst(exits: &[Exit]) -> Exit {
+    [Exit::Failed, Exit::NotYet]
+        .into_iter()
+        .find(|exit| exits.contains(exit))
+        .unwrap_or(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_failure_outweighs_what_is_pending_and_that_what_is_done() {
+        assert_eq!(worst(&[]), Exit::Done);
+        assert_eq!(worst(&[Exit::Done, Exit::NotYet]), Exit::NotYet);
+        assert_eq!(worst(&[Exit::NotYet, Exit::Failed, Exit::Done]), Exit::Failed);
+    }
+
+    #[test]
+    fn an_unconfirmed_end_says_that_the_grant_runs_on() {
+        let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
+        let grant = GrantRecord {
+            end_time: now.checked_add(Duration::from_secs(3600)),
+            ..GrantRecord::example("019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11", GrantState::Closing)
+        };
+        let line = grant_line(&grant, now);
+        assert!(
+            line.contains("runs to its end there") && line.contains("(in 1h)"),
+            "{line}"
+        );
+    }
+}

@@ -1,0 +1,323 @@
+//! A server of canned answers: a machine's name says what becomes of a request for it.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nightlatch_proto::error::Problem;
+use nightlatch_proto::pb;
+use nightlatch_proto::pb::access_service_server::{AccessService, AccessServiceServer};
+use nightlatch_proto::pb::audit_service_server::{AuditService, AuditServiceServer};
+use tempfile::TempDir;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Code, Request, Response, Status};
+
+pub(crate) use crate::authority::{Authority, Certificate, Kind};
+
+pub(crate) const ENVELOPE: &str = r#"{"payload":"e30=","payloadType":"t","signatures":[]}"#;
+
+/// Runs until it is dropped.
+pub(crate) struct Fake {
+    pub(crate) authority: Authority,
+    folder: TempDir,
+    address: SocketAddr,
+    answers: Answers,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Fake {
+    pub(crate) fn start() -> Self {
+        Self::start_as(&Certificate::server())
+    }
+
+    pub(crate) fn start_as(certificate: &Certificate) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let authority = Authority::new();
+        let (cert, key) = authority.issue(certificate);
+        let answers = Answers::default();
+        let incoming = {
+            let _guard = runtime.enter();
+            TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap()
+        };
+        let address = incoming.local_addr().unwrap();
+        let tls = tonic::transport::ServerTlsConfig::new()
+            .identity(tonic::transport::Identity::from_pem(cert, key))
+            .client_ca_root(tonic::transport::Certificate::from_pem(authority.pem()));
+        let server = {
+            let _guard = runtime.enter();
+            Server::builder()
+                .tls_config(tls)
+                .unwrap()
+                .add_service(AccessServiceServer::new(answers.clone()))
+                .add_service(AuditServiceServer::new(answers.clone()))
+        };
+        runtime.spawn(server.serve_with_incoming(incoming));
+        let fake = Self {
+            folder: tempfile::tempdir().unwrap(),
+            authority,
+            address,
+            answers,
+            _runtime: runtime,
+        };
+        let (cert, key) = fake.authority.issue(&Certificate::person());
+        fake.keep("ca.pem", &fake.authority.pem());
+        fake.keep("me.pem", &cert);
+        fake.keep("me.key", &key);
+        fake
+    }
+
+    /// Writes a file beside the others and gives its path.
+    pub(crate) fn keep(&self, name: &str, content: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_string()
+    }
+
+    /// Options that come later in `words` win over the environment given here.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let path = |name: &str| self.folder.path().join(name);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nightlatch"));
+        command
+            .args(words)
+            .env_clear()
+            .env("HOME", self.folder.path())
+            .env("NIGHTLATCH_SERVER", format!("https://{}", self.address))
+            .env("NIGHTLATCH_CA", path("ca.pem"))
+            .env("NIGHTLATCH_CERT", path("me.pem"))
+            .env("NIGHTLATCH_KEY", path("me.key"))
+            .stdin(std::process::Stdio::null());
+        command
+    }
+
+    pub(crate) fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    pub(crate) fn wait_until_watched(&self) {
+        let start = Instant::now();
+        while self.answers.watched.load(Ordering::SeqCst) == 0 {
+            assert!(start.elapsed() < Duration::from_secs(20), "nobody watched");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[derive(Clone, Default)]
+struct Answers {
+    watched: Arc<AtomicU32>,
+}
+
+fn outcome(machine: &str, is_late_open: bool) -> pb::Outcome {
+    let name = machine.trim_start_matches("machines/").to_string();
+    let state = match name.split('-').next().unwrap() {
+        "open" => pb::OutcomeState::Open,
+        "away" => pb::OutcomeState::Waiting,
+        "late" if is_late_open => pb::OutcomeState::Open,
+        "late" => pb::OutcomeState::Opening,
+        _ => pb::OutcomeState::Refused,
+    };
+    let is_open = state == pb::OutcomeState::Open;
+    pb::Outcome {
+        machine: machine.to_string(),
+        machine_display_name: name,
+        state: state.into(),
+        end_time: is_open.then_some(prost_types::Timestamp {
+            seconds: 4_000_000_000,
+            nanos: 0,
+        }),
+        reason: if state == pb::OutcomeState::Refused {
+            "CEILING_PORT".to_string()
+        } else {
+            String::new()
+        },
+        address: "::ffff:192.0.2.10".to_string(),
+        ..pb::Outcome::default()
+    }
+}
+
+fn access_request(machines: &[String], is_late_open: bool) -> pb::AccessRequest {
+    pb::AccessRequest {
+        // The id tells the watch which machines were asked for.
+        name: format!("accessRequests/{}", machines.join("+").replace("machines/", "")),
+        ports: vec![pb::PortPattern {
+            range: Some(pb::PortRange { first: 22, last: 22 }),
+            protocol: None,
+        }],
+        outcomes: machines
+            .iter()
+            .map(|machine| outcome(machine, is_late_open))
+            .collect(),
+        ..pb::AccessRequest::default()
+    }
+}
+
+fn grant(number: u32) -> pb::Grant {
+    let id = format!("00000000-0000-7000-8000-{number:012}");
+    pb::Grant {
+        name: format!("grants/{id}"),
+        id,
+        machine_display_name: if number == 1 { "open-1" } else { "away-1" }.to_string(),
+        state: pb::GrantState::Open.into(),
+        envelope: ENVELOPE.into(),
+        ..pb::Grant::default()
+    }
+}
+
+fn known(name: &str, state: impl Fn(u32) -> pb::GrantState) -> Result<Response<pb::Grant>, Status> {
+    let number = (1..=2).find(|number| grant(*number).name == name);
+    let number = number.ok_or_else(|| Status::not_found("no such grant"))?;
+    Ok(Response::new(pb::Grant {
+        state: state(number).into(),
+        ..grant(number)
+    }))
+}
+
+fn ended(number: u32) -> pb::GrantState {
+    if number == 1 {
+        pb::GrantState::Ended
+    } else {
+        pb::GrantState::Closing
+    }
+}
+
+#[tonic::async_trait]
+impl AccessService for Answers {
+    async fn create_access_request(
+        &self,
+        request: Request<pb::CreateAccessRequestRequest>,
+    ) -> Result<Response<pb::AccessRequest>, Status> {
+        let machines = request.into_inner().machines;
+        if machines.contains(&"machines/denied-1".to_string()) {
+            let why = "port 22/tcp is not in the machine's policy";
+            let message = format!("denied-1: ports[0]: {why}");
+            let problem = Problem::new(Code::PermissionDenied, "PORT_NOT_IN_POLICY", message);
+            return Err(problem.at("ports[0]", why).with("machine", "denied-1").into());
+        }
+        Ok(Response::new(access_request(&machines, false)))
+    }
+
+    async fn get_access_request(
+        &self,
+        _: Request<pb::GetAccessRequestRequest>,
+    ) -> Result<Response<pb::AccessRequest>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    type WatchAccessRequestStream = Pin<Box<dyn Stream<Item = Result<pb::AccessRequest, Status>> + Send>>;
+
+    /// The first two streams break; from the third on what is late has opened.
+    async fn watch_access_request(
+        &self,
+        request: Request<pb::WatchAccessRequestRequest>,
+    ) -> Result<Response<Self::WatchAccessRequestStream>, Status> {
+        let time = self.watched.fetch_add(1, Ordering::SeqCst);
+        let name = request.into_inner().name;
+        let machines: Vec<String> = name
+            .trim_start_matches("accessRequests/")
+            .split('+')
+            .map(ToString::to_string)
+            .collect();
+        if time == 0 && name.contains("late") {
+            return Err(Status::unavailable("starting"));
+        }
+        let first = tokio_stream::once(Ok(access_request(&machines, time >= 2)));
+        if time == 1 && name.contains("late") {
+            return Ok(Response::new(Box::pin(first)));
+        }
+        Ok(Response::new(Box::pin(first.chain(tokio_stream::pending()))))
+    }
+
+    async fn get_grant(&self, request: Request<pb::GetGrantRequest>) -> Result<Response<pb::Grant>, Status> {
+        known(&request.into_inner().name, |_| pb::GrantState::Open)
+    }
+
+    async fn list_access_requests(
+        &self,
+        _: Request<pb::ListAccessRequestsRequest>,
+    ) -> Result<Response<pb::ListAccessRequestsResponse>, Status> {
+        Ok(Response::new(pb::ListAccessRequestsResponse::default()))
+    }
+
+    async fn list_grants(
+        &self,
+        request: Request<pb::ListGrantsRequest>,
+    ) -> Result<Response<pb::ListGrantsResponse>, Status> {
+        // Two pages of one.
+        let second = !request.into_inner().page_token.is_empty();
+        let (grants, next) = if second {
+            (vec![grant(2)], "")
+        } else {
+            (vec![grant(1)], "2")
+        };
+        Ok(Response::new(pb::ListGrantsResponse {
+            grants,
+            next_page_token: next.to_string(),
+        }))
+    }
+
+    async fn end_grant(&self, request: Request<pb::EndGrantRequest>) -> Result<Response<pb::Grant>, Status> {
+        known(&request.into_inner().name, ended)
+    }
+
+    async fn revoke_grant(
+        &self,
+        request: Request<pb::RevokeGrantRequest>,
+    ) -> Result<Response<pb::Grant>, Status> {
+        known(&request.into_inner().name, ended)
+    }
+
+    async fn cancel_access_request(
+        &self,
+        _: Request<pb::CancelAccessRequestRequest>,
+    ) -> Result<Response<pb::AccessRequest>, Status> {
+        Err(Status::not_found("no such request"))
+    }
+}
+
+#[tonic::async_trait]
+impl AuditService for Answers {
+    async fn list_events(
+        &self,
+        request: Request<pb::ListEventsRequest>,
+    ) -> Result<Response<pb::ListEventsResponse>, Status> {
+        let pb::ListEventsRequest {
+            page_size,
+            page_token,
+            newest,
+            ..
+        } = request.into_inner();
+        let start: u64 = page_token.parse().unwrap_or(0);
+        let event = |sequence| pb::Event {
+            sequence,
+            kind: "grant.opened".to_string(),
+            ..pb::Event::default()
+        };
+        let count = u64::try_from(page_size).unwrap();
+        let next = if newest || start + count >= 400 {
+            String::new()
+        } else {
+            (start + count).to_string()
+        };
+        let events = (start..start + count).map(event).collect();
+        Ok(Response::new(pb::ListEventsResponse {
+            events,
+            next_page_token: next,
+        }))
+    }
+
+    async fn list_signing_keys(
+        &self,
+        _: Request<pb::ListSigningKeysRequest>,
+    ) -> Result<Response<pb::ListSigningKeysResponse>, Status> {
+        Ok(Response::new(pb::ListSigningKeysResponse::default()))
+    }
+}

@@ -1,0 +1,351 @@
+//! The binary against a small server of canned answers, over real TLS on loopback.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test stops where something is not as it should be"
+)]
+
+mod authority;
+mod fake;
+
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::process::{Command, Output, Stdio};
+
+use fake::{Authority, Certificate, Fake, Kind};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[track_caller]
+fn assert_ends(output: &Output, exit: i32, stderr_says: &[&str]) {
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(exit), "{stderr}");
+    for says in stderr_says {
+        assert!(stderr.contains(says), "`{says}` is missing in: {stderr}");
+    }
+    for jargon in [
+        "grpc",
+        "gRPC",
+        "transport error",
+        "Status",
+        "panicked",
+        "rustls",
+        "h2 ",
+    ] {
+        assert!(!stderr.contains(jargon), "{stderr}");
+    }
+}
+
+const ASK: [&str; 5] = ["--port", "22", "--reason", "x", "--timeout=1s"];
+
+#[test]
+fn an_open_port_is_exit_0_and_says_how_to_connect() {
+    let fake = Fake::start();
+    let output = fake.run(&[&["request", "open-1"][..], &ASK].concat());
+    assert_ends(&output, 0, &[]);
+    let stdout = text(&output.stdout);
+    assert!(
+        stdout.contains("open-1: open until ") && stdout.contains("ssh USER@192.0.2.10"),
+        "{stdout}"
+    );
+}
+
+#[test]
+fn a_machine_that_is_away_is_exit_3_and_says_how_to_withdraw() {
+    let fake = Fake::start();
+    for how in ["--no-wait", "--timeout=1s"] {
+        let output = fake.run(&[
+            "request", "away-1", "open-1", "--port", "22", "--reason", "x", how,
+        ]);
+        assert_ends(
+            &output,
+            3,
+            &["hint: the request stands", "nightlatch done accessRequests/"],
+        );
+        assert!(text(&output.stdout).contains("open-1: open"));
+        assert!(text(&output.stdout).contains("away-1: not open yet"));
+    }
+}
+
+#[test]
+fn waiting_survives_a_broken_connection() {
+    let fake = Fake::start();
+    let output = fake.run(&["request", "late-1", "--port", "22", "--reason", "x", "--wait"]);
+    assert_ends(&output, 0, &[]);
+}
+
+#[test]
+fn a_refusal_is_exit_1_with_its_reason() {
+    let fake = Fake::start();
+    let output = fake.run(&[&["request", "denied-1"][..], &ASK].concat());
+    assert_ends(
+        &output,
+        1,
+        &[
+            "error: denied-1: --port: port 22/tcp is not in the machine's policy (PORT_NOT_IN_POLICY)",
+            "hint: `nightlatch policy show denied-1`",
+        ],
+    );
+    let output = fake.run(&[&["request", "open-1", "refused-1"][..], &ASK].concat());
+    assert_ends(
+        &output,
+        1,
+        &["error: refused-1: the host refused the grant (CEILING_PORT)"],
+    );
+    assert!(text(&output.stdout).contains("open-1: open"));
+}
+
+#[test]
+fn wrong_usage_is_exit_2() {
+    let fake = Fake::start();
+    for words in [
+        &["request", "open-1"][..],
+        &["done"],
+        &["nonsense"],
+        &["request", "open-1", "--port", "0"],
+    ] {
+        assert_eq!(fake.run(words).status.code(), Some(2), "{words:?}");
+    }
+    let output = fake.run(&["done"]);
+    assert_ends(&output, 2, &["this would end 2 grants", "--yes"]);
+}
+
+#[test]
+fn an_end_that_the_host_has_not_confirmed_is_exit_3() {
+    let fake = Fake::start();
+    let output = fake.run(&["done", "--yes"]);
+    assert_ends(&output, 3, &[]);
+    let stdout = text(&output.stdout);
+    assert!(
+        stdout.contains("open-1: ended (") && stdout.contains("runs to its end there"),
+        "{stdout}"
+    );
+    let output = fake.run(&["revoke", "00000000-0000-7000-8000-000000000001"]);
+    assert_ends(&output, 0, &[]);
+    let output = fake.run(&["revoke", "00000000-0000-7000-8000-000000000009"]);
+    assert_ends(&output, 1, &["error: no such grant"]);
+    let output = fake.run(&["done", "00000000-0"]);
+    assert_ends(&output, 1, &["is the start of several ids"]);
+}
+
+#[test]
+fn interrupted_while_waiting_says_that_the_request_stands() {
+    let fake = Fake::start();
+    let mut child = fake
+        .command(&["request", "away-1", "--port", "22", "--reason", "x", "--wait"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    fake.wait_until_watched();
+    let pid = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut first = String::new();
+    BufReader::new(child.stderr.as_mut().unwrap())
+        .read_line(&mut first)
+        .unwrap();
+    assert!(
+        first.contains("the request stands") && first.contains("nightlatch done accessRequests/"),
+        "{first}"
+    );
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn a_reader_who_leaves_is_no_error() {
+    let fake = Fake::start();
+    for words in [
+        &["events", "--all"][..],
+        &["events", "--all", "--output", "json"],
+        &["list", "grants"],
+    ] {
+        let mut child = fake
+            .command(words)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_ends(&output, 0, &[]);
+        assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn json_has_its_promised_shape() {
+    let fake = Fake::start();
+    let json = |words: &[&str]| -> serde_json::Value {
+        let output = fake.run(&[words, &["--output", "json"]].concat());
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    };
+    let grants = json(&["list", "grants"]);
+    assert_eq!(grants["grants"][0]["machine"], "open-1");
+    assert_eq!(grants["grants"][0]["state"], "open");
+    let events = json(&["events", "--all"]);
+    assert_eq!(events["events"].as_array().unwrap().len(), 400);
+    assert_eq!(
+        json(&["events", "--limit", "7"])["events"]
+            .as_array()
+            .unwrap()
+            .len(),
+        7
+    );
+    let request = json(&[&["request", "open-1"][..], &ASK].concat());
+    assert_eq!(request["access_request"]["outcomes"][0]["state"], "open");
+}
+
+#[test]
+fn the_envelope_comes_byte_for_byte() {
+    let fake = Fake::start();
+    let output = fake.run(&[
+        "grant",
+        "show",
+        "00000000-0000-7000-8000-000000000001",
+        "--envelope",
+    ]);
+    assert_ends(&output, 0, &[]);
+    assert_eq!(text(&output.stdout), fake::ENVELOPE);
+}
+
+#[test]
+fn a_server_that_is_not_there_is_told_with_the_next_step() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let fake = Fake::start();
+    let output = fake.run(&["list", "machines", "--server", &free.to_string()]);
+    assert_ends(
+        &output,
+        1,
+        &[
+            "error: cannot reach 127.0.0.1:",
+            "nothing listens there",
+            "hint: check that",
+        ],
+    );
+    let output = fake.run(&["list", "machines", "--server", "no-such-host.invalid"]);
+    assert_ends(&output, 1, &["the host name no-such-host.invalid is not known"]);
+    let output = fake.run(&["list", "machines", "--server", "http://127.0.0.1"]);
+    assert_ends(&output, 1, &["is not a server: write https://HOST:7443"]);
+}
+
+#[test]
+fn what_does_not_speak_tls_is_not_our_server() {
+    let fake = Fake::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let talker = std::thread::spawn(move || {
+        use std::io::Write as _;
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    });
+    let output = fake.run(&["list", "machines", "--server", &address]);
+    assert_ends(&output, 1, &["does not speak TLS", "7443"]);
+    talker.join().unwrap();
+}
+
+#[test]
+fn a_server_of_another_authority_is_not_trusted() {
+    let fake = Fake::start();
+    let other = Authority::new();
+    let ca = fake.keep("other-ca.pem", &other.pem());
+    let output = fake.run(&["list", "machines", "--ca", &ca]);
+    assert_ends(
+        &output,
+        1,
+        &[
+            "was not signed by the authority in",
+            "other-ca.pem",
+            "hint: use the ca.pem",
+        ],
+    );
+}
+
+#[test]
+fn a_server_must_have_a_servers_certificate_for_its_name() {
+    let person = Fake::start_as(&Certificate {
+        kind: Kind::Person,
+        ..Certificate::server()
+    });
+    let output = person.run(&["list", "machines"]);
+    assert_ends(&output, 1, &["is not a Nightlatch server", "hint: do not trust"]);
+    let elsewhere = Fake::start_as(&Certificate {
+        names: &["control.example.org"],
+        ..Certificate::server()
+    });
+    let output = elsewhere.run(&["list", "machines"]);
+    assert_ends(
+        &output,
+        1,
+        &[
+            "is not for the name 127.0.0.1",
+            "call it by one of its names: control.example.org",
+        ],
+    );
+    let expired = Fake::start_as(&Certificate {
+        expired: true,
+        ..Certificate::server()
+    });
+    let output = expired.run(&["list", "machines"]);
+    assert_ends(&output, 1, &["the certificate of 127.0.0.1:", "has expired"]);
+}
+
+#[test]
+fn a_client_certificate_that_does_not_count_is_named() {
+    let fake = Fake::start();
+    let stranger = Authority::new().issue(&Certificate::person());
+    let cert = fake.keep("stranger.pem", &stranger.0);
+    let key = fake.keep("stranger.key", &stranger.1);
+    let output = fake.run(&["list", "machines", "--cert", &cert, "--key", &key]);
+    assert_ends(
+        &output,
+        1,
+        &[
+            "does not accept the client certificate",
+            "stranger.pem",
+            "user issue",
+        ],
+    );
+    let output = fake.run(&["list", "machines", "--key", &key]);
+    assert_ends(&output, 1, &["cannot be used together", "issued together"]);
+    let late = fake.authority.issue(&Certificate {
+        expired: true,
+        ..Certificate::person()
+    });
+    let cert = fake.keep("late.pem", &late.0);
+    let key = fake.keep("late.key", &late.1);
+    let output = fake.run(&["list", "machines", "--cert", &cert, "--key", &key]);
+    assert_ends(
+        &output,
+        1,
+        &["late.pem expired at 2020-01-01", "have a new one issued"],
+    );
+}
+
+#[test]
+fn files_that_are_no_credentials_are_named() {
+    let fake = Fake::start();
+    let junk = fake.keep("junk.pem", "no pem at all");
+    for (option, says) in [
+        ("--ca", "certificate of an authority in PEM"),
+        ("--cert", "certificate in PEM"),
+        ("--key", "private key in PEM"),
+    ] {
+        assert_ends(
+            &fake.run(&["list", "machines", option, &junk]),
+            1,
+            &["junk.pem holds no", says],
+        );
+        let gone = fake.run(&["list", "machines", option, "/nowhere/x.pem"]);
+        assert_ends(&gone, 1, &["cannot be read from /nowhere/x.pem"]);
+    }
+}
