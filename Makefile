@@ -1,0 +1,77 @@
+# One word for each thing that people and CI do here. `make` alone lists them.
+
+MACHINES ?= 2
+LAB ?= nl
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+BIN := $(TARGET)/ci
+# A shell's own ENV names a start-up file: only one given on the command line is meant for us.
+ifneq ($(origin ENV),command line)
+override ENV := $(TARGET)/lab-$(LAB).env
+endif
+
+# Some root shells lack the folders of nft and sshd.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+DENY_VERSION := 0.20.2
+BUF_VERSION := 1.75.0
+BUF := $(TARGET)/buf/node_modules/.bin/buf
+# All steps build the whole workspace in one profile, so that nothing is compiled twice.
+CARGO_TEST := cargo test --locked --profile ci --workspace --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo bench test test-long lab-up lab-down lint clean
+.PHONY: prerequisites-lab prerequisites-test unit-tests promises
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## The binaries, in target/ci
+	cargo build --locked --profile ci --workspace --bins
+
+demo: prerequisites-lab build ## The story of one access, told by the real commands in a lab
+	@$(BIN)/nightlatch-lab demo
+
+bench: prerequisites-lab build ## What docs/performance.md tells, measured again
+	@$(BIN)/nightlatch-bench
+
+test: lint unit-tests promises ## Everything: lints, unit tests, packets, the lab, the demo
+
+test-long: export NIGHTLATCH_LONG := 1
+test-long: test ## The same with every case of the tables that `test` samples
+
+lab-up: prerequisites-lab build ## A lab that stays: MACHINES=2 LAB=nl ENV=FILE (where to describe it)
+	@$(BIN)/nightlatch-lab up --name $(LAB) --machines $(MACHINES) --env $(abspath $(ENV)) --bin $(BIN)
+
+lab-down: ## Removes every trace of a lab: LAB=nl
+	@test -x $(BIN)/nightlatch-lab || $(MAKE) --no-print-directory build
+	@$(BIN)/nightlatch-lab down --name $(LAB)
+
+lint: prerequisites-test ## Format, clippy, dependencies, the API's shape, the documentation
+	cargo fmt --all --check
+	cargo clippy --locked --profile ci --workspace --all-targets -- -D warnings
+	@cargo deny --version 2>/dev/null | grep -qxF 'cargo-deny $(DENY_VERSION)' || \
+	    cargo install --locked cargo-deny --version $(DENY_VERSION) --target-dir $(TARGET)/cargo-deny
+	cargo deny --locked --log-level error check -D unmatched-skip -D unnecessary-skip bans licenses sources
+	@test -x $(BUF) || npm install --silent --no-fund --no-audit --prefix $(TARGET)/buf @bufbuild/buf@$(BUF_VERSION)
+	$(BUF) lint
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --profile ci --workspace --no-deps --quiet
+
+unit-tests: prerequisites-test
+	$(CARGO_TEST) --no-run
+	$(CARGO_TEST) --lib --bins
+
+# The integration tests of the crates, packets first, then the lab's. Each lab test has a lab of its own.
+promises: unit-tests
+	cargo build --locked --profile ci --workspace --all-targets
+	@$(BIN)/nightlatch-lab sweep
+	$(CARGO_TEST) --test '*' -- --test-threads=2
+	$(BIN)/nightlatch-lab demo
+
+clean: ## Removes what was built
+	cargo clean
+
+prerequisites-lab:
+	@tests/prerequisites.sh lab
+
+prerequisites-test:
+	@tests/prerequisites.sh test

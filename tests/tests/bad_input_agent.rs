@@ -1,0 +1,135 @@
+//! Bad input on the agent's commands and files: one clear error that names the field, the limit or the next step, the right
+//! exit code, and nothing half-done.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use nightlatch_tests::complaint::{Case, FAILED, USAGE, check, check_all};
+use nightlatch_tests::lab::{Lab, Stage};
+use nightlatch_tests::scratch::in_a_lab;
+use nix::sys::signal::Signal;
+
+#[test]
+fn the_agent_says_what_is_wrong() -> Result<()> {
+    in_a_lab(1, Stage::Bare, |lab| {
+        let machine = lab.machine(1);
+        let file = |name: &str, bytes: &[u8]| -> Result<String> {
+            let path = lab.dir().join(name);
+            fs::write(&path, bytes)?;
+            Ok(path.display().to_string())
+        };
+        let token = lab.control().token("web-1")?;
+        let cut = &token[..token.len() - 9];
+        let garbage = file("garbage.json", b"{]")?;
+        let folder = lab.dir().display().to_string();
+        let unenrolled: &[Case<'_>] = &[
+            (&[], USAGE, &["enroll"]),
+            (&["enroll"], USAGE, &["TOKEN"]),
+            (&["enroll", "nlt1_"], FAILED, &["token"]),
+            (&["enroll", "hello"], FAILED, &["token", "nlt1_"]),
+            (&["enroll", cut], FAILED, &["token"]),
+            (
+                &["enroll", &token, "--name", "a_b"],
+                FAILED,
+                &["not a machine name"],
+            ),
+            (&["run"], FAILED, &["enroll"]),
+            (&["verify", &garbage], FAILED, &["enroll"]),
+            (&["status", "--output", "xml"], USAGE, &["xml"]),
+        ];
+        check_all("nightlatch-agent, not enrolled", unenrolled, |arguments| {
+            machine.run_agent(arguments)
+        })?;
+        ensure!(
+            !machine.state().join("agent.key").exists(),
+            "keys without an enrolment"
+        );
+
+        machine
+            .run_agent(&["enroll", &token])?
+            .expect_success("nightlatch-agent enroll")?;
+        // Connecting brings the keys to check grants with.
+        machine.start_agent()?;
+        machine.wait_connected()?;
+        machine.end_agent(Signal::SIGTERM)?;
+        let huge = file("huge.json", &vec![b' '; 17 * 1024])?;
+        let binary = file("binary.json", &[0xff; 64])?;
+        let empty = file("empty.json", b"")?;
+        let enrolled: &[Case<'_>] = &[
+            (&["verify"], USAGE, &["GRANT"]),
+            (&["verify", "/nonexistent"], FAILED, &["/nonexistent"]),
+            (&["verify", &folder], FAILED, &[&folder]),
+            (&["verify", &garbage], FAILED, &["ENVELOPE_MALFORMED"]),
+            (&["verify", &huge], FAILED, &["ENVELOPE_TOO_LONG"]),
+            (&["verify", &binary], FAILED, &["ENVELOPE_MALFORMED"]),
+            (&["verify", &empty], FAILED, &["ENVELOPE_MALFORMED"]),
+            (&["fly"], USAGE, &["fly"]),
+        ];
+        check_all("nightlatch-agent, enrolled", enrolled, |arguments| {
+            machine.run_agent(arguments)
+        })?;
+        check_agent_files(lab)
+    })
+}
+
+fn check_agent_files(lab: &Lab) -> Result<()> {
+    let machine = lab.machine(1);
+    for (text, words) in [
+        ("guarded = 22", "guarded"),
+        ("guarded = [0]", "1 to 65535"),
+        ("server_may = [\"observe\"]", "server_may"),
+        ("trusted_sources = [\"192.0.2.7/24\"]", "192.0.2.0/24"),
+        ("udp_grace = \"1h\"", "udp_grace"),
+        ("[ceiling]\nports = [22]\nwidest_ipv4 = 33", "widest_ipv4"),
+        ("gaurded = []", "gaurded"),
+        ("= 5", "agent.toml"),
+    ] {
+        machine.configure(text)?;
+        for verb in ["run", "lockdown", "status", "ruleset"] {
+            let outcome = machine.run_agent(&[verb])?;
+            check(
+                &format!("{verb} with {text}"),
+                &outcome,
+                FAILED,
+                &["agent.toml", words],
+            )?;
+        }
+    }
+    fs::remove_file(machine.config())?;
+    check(
+        "no agent.toml",
+        &machine.run_agent(&["run"])?,
+        FAILED,
+        &["agent.toml"],
+    )?;
+    machine.configure(nightlatch_tests::machine::AGENT_TOML)?;
+    for name in [
+        "agent.key",
+        "agent.pem",
+        "ca.pem",
+        "enrollment.json",
+        "receipt.key",
+    ] {
+        let path = machine.state().join(name);
+        let good = fs::read(&path).with_context(|| format!("reading {name}"))?;
+        fs::write(&path, "not what it should be")?;
+        let outcome = machine.run_agent(&["run"])?;
+        check(&format!("{name} is garbage"), &outcome, FAILED, &[name])?;
+        fs::write(&path, good)?;
+        let aside = machine.dir().join(name);
+        fs::rename(&path, &aside)?;
+        let outcome = machine.run_agent(&["run"])?;
+        check(&format!("{name} is missing"), &outcome, FAILED, &[name])?;
+        fs::rename(&aside, &path)?;
+    }
+    machine
+        .start_agent()
+        .context("with everything in its place again")?;
+    let second = machine.run_agent(&["run"])?;
+    check(
+        "a second agent over the same state",
+        &second,
+        FAILED,
+        &["another nightlatch-agent"],
+    )
+}
