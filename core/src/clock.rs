@@ -85,7 +85,8 @@ impl HostClock {
     /// Takes the server's answer to a question that was sent at `asked_at`.
     ///
     /// # Errors
-    /// A step forward that neither the past nor the wall clock supports. Nothing is taken then.
+    /// A step forward that neither the past nor the wall clock supports. Grants are measured by the answer all
+    /// the same, so that nobody is locked out; only the mark stays low.
     pub fn hear(
         &mut self,
         time: Timestamp,
@@ -93,23 +94,6 @@ impl HostClock {
         heard_at: BootTime,
         wall: Timestamp,
     ) -> Result<(), TimeJump> {
-        if let Some(known) = self.earliest(heard_at) {
-            let apart = wall.since(time).max(time.since(wall));
-            if time.since(known) > Self::LARGEST_STEP && apart > Self::LARGEST_STEP {
-                return Err(TimeJump {
-                    stated: time,
-                    known,
-                    wall,
-                });
-            }
-        }
-        if self.earliest(heard_at).is_none_or(|known| known < time) {
-            self.mark = Some(Mark {
-                boot_id: self.boot_id,
-                at: heard_at,
-                time,
-            });
-        }
         let answer = Answer {
             time,
             asked_at,
@@ -120,6 +104,29 @@ impl HostClock {
         });
         if better {
             self.answer = Some(answer);
+        }
+        let Some(known) = self.earliest(heard_at) else {
+            self.mark = Some(Mark {
+                boot_id: self.boot_id,
+                at: heard_at,
+                time,
+            });
+            return Ok(());
+        };
+        let apart = wall.since(time).max(time.since(wall));
+        if time.since(known) > Self::LARGEST_STEP && apart > Self::LARGEST_STEP {
+            return Err(TimeJump {
+                stated: time,
+                known,
+                wall,
+            });
+        }
+        if known < time {
+            self.mark = Some(Mark {
+                boot_id: self.boot_id,
+                at: heard_at,
+                time,
+            });
         }
         Ok(())
     }
@@ -186,15 +193,20 @@ mod tests {
     }
 
     #[test]
-    fn a_leap_of_more_than_a_day_needs_the_wall_clock() {
+    fn a_leap_of_more_than_a_day_moves_the_mark_only_if_the_wall_clock_agrees_but_locks_nobody_out() {
         let noon = at("2026-11-22T12:00:00Z");
         let later = at("2027-11-22T12:00:00Z");
         let mut clock = HostClock::new(FIRST, None);
         clock.hear(noon, boot(1), boot(1), noon).unwrap();
         assert!(clock.hear(later, boot(2), boot(2), noon).is_err());
-        assert_eq!(clock.latest(boot(2)), Some(at("2026-11-22T12:00:01Z")));
+        assert_eq!(clock.earliest(boot(2)), Some(at("2026-11-22T12:00:01Z")));
+        assert_eq!(
+            clock.latest(boot(2)),
+            Some(later),
+            "grants are measured by the server's word"
+        );
         clock.hear(later, boot(2), boot(2), later).unwrap();
-        assert_eq!(clock.latest(boot(2)), Some(later));
+        assert_eq!(clock.earliest(boot(2)), Some(later));
     }
 
     #[test]

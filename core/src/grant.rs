@@ -79,13 +79,18 @@ impl Grant {
         self.not_after.since(self.not_before)
     }
 
-    fn check_form(&self) -> Result<(), &'static str> {
+    /// How many set elements it stands for: each source with each port.
+    pub fn openings(&self) -> usize {
         let keys: usize = self.ports.iter().map(|span| span.keys().count()).sum();
+        self.sources.len().saturating_mul(keys)
+    }
+
+    fn check_form(&self) -> Result<(), &'static str> {
         if self.sources.is_empty() || self.ports.is_empty() {
             Err("no source or no port")
         } else if self.sources.len() > MOST_PARTS || self.ports.len() > MOST_PARTS {
             Err("more than 32 sources or port ranges")
-        } else if self.sources.len().saturating_mul(keys) > MOST_OPENINGS {
+        } else if self.openings() > MOST_OPENINGS {
             Err("more than 4096 openings")
         } else if self.not_after <= self.not_before {
             Err("an end that is not after its start")
@@ -112,8 +117,10 @@ pub enum GrantRejected {
     BeyondCeiling(#[from] CeilingExceeded),
     #[error("the grant was ended before its time, and what was ended is not opened again")]
     Revoked,
-    #[error("the host already holds {0} grants, the most it takes")]
-    TooMany(usize),
+    #[error(
+        "the host already has as many openings as it takes: end grants, or ask for fewer ports or sources"
+    )]
+    TooManyOpenings,
     #[error("the host has no key list to check it with")]
     NoKeys,
 }
@@ -129,7 +136,7 @@ impl GrantRejected {
             Self::NoCeiling => "NO_CEILING",
             Self::BeyondCeiling(exceeded) => exceeded.code(),
             Self::Revoked => "REVOKED",
-            Self::TooMany(_) => "TOO_MANY_GRANTS",
+            Self::TooManyOpenings => "TOO_MANY_OPENINGS",
             Self::NoKeys => "KEYS_MISSING",
         }
     }
@@ -183,7 +190,9 @@ impl SignedGrant {
         machine: MachineId,
         ceiling: Option<&Ceiling>,
     ) -> Result<VerifiedGrant, GrantRejected> {
-        let grant: Grant = signing::open_json(&self.0, PAYLOAD_TYPE, |id| keys.key(id))?;
+        let grant: Grant = signing::open_json(&self.0, PAYLOAD_TYPE, signing::LONGEST_ENVELOPE, |id| {
+            keys.key(id)
+        })?;
         grant
             .check_form()
             .map_err(|why| EnvelopeRejected::PayloadMalformed(why.to_string()))?;

@@ -67,7 +67,7 @@ impl VerifiedKeys {
     /// Anything but an envelope that `root` signed over a key list.
     pub fn verify(envelope: &[u8], root: &PublicKey) -> Result<Self, EnvelopeRejected> {
         let trusted = |id: &KeyId| (*id == root.id()).then_some(root);
-        let list: KeyList = signing::open_json(envelope, PAYLOAD_TYPE, trusted)?;
+        let list: KeyList = signing::open_json(envelope, PAYLOAD_TYPE, signing::LONGEST_ENVELOPE, trusted)?;
         let ids = list.keys.iter().map(PublicKey::id).collect();
         Ok(Self {
             list,

@@ -29,6 +29,9 @@ pub use record::{AssignedRecord, Boot, Record, Replayed};
 /// The most grants that a host takes.
 pub const MOST_GRANTS: usize = 20_000;
 
+/// The most openings of all grants of a host together: what a stolen server can cost in memory.
+pub const MOST_OPENINGS: usize = 100_000;
+
 /// Why an opening ended before its time, or at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Closing {
@@ -95,8 +98,8 @@ pub struct Ledger {
     generation: Generation,
     keys: Option<VerifiedKeys>,
     policy: Option<VerifiedPolicy>,
-    /// Ports of a policy that is being written to disk: shut already.
-    guarded_early: Vec<PortSpan>,
+    /// Ports of a policy that is being written to disk, or of one read back whose key is trusted no more.
+    also_guarded: Vec<PortSpan>,
     entries: BTreeMap<GrantId, Entry>,
     /// Closed before their end, with that end: a server restored from an old copy may send them again.
     revoked: BTreeMap<GrantId, Timestamp>,
@@ -111,7 +114,7 @@ impl Ledger {
             generation: Generation(0),
             keys: None,
             policy: None,
-            guarded_early: Vec::new(),
+            also_guarded: Vec::new(),
             entries: BTreeMap::new(),
             revoked: BTreeMap::new(),
         }
@@ -167,7 +170,7 @@ impl Ledger {
             }
         }
         if let Some(policy) = &change.policy {
-            self.guarded_early.clone_from(&policy.policy().guarded);
+            self.also_guarded.extend(&policy.policy().guarded);
         }
     }
 
@@ -200,7 +203,9 @@ impl Ledger {
         self.generation = record.generation;
         self.keys = keys.or_else(|| self.keys.take());
         self.policy = policy.or_else(|| self.policy.take());
-        self.guarded_early.clear();
+        if record.policy.is_some() {
+            self.also_guarded.clear();
+        }
         self.entries.extend(
             accepted
                 .into_iter()
@@ -215,8 +220,7 @@ impl Ledger {
 
     /// What should hold now: the host's own file, the policy's ports, and the grants that are open.
     pub fn ruleset(&self, host: &HostRules, now: BootTime) -> Ruleset {
-        let policy = self.policy.iter().flat_map(|policy| &policy.policy().guarded);
-        let spans = host.guarded.iter().chain(policy).chain(&self.guarded_early);
+        let spans = host.guarded.iter().chain(self.policy_ports());
         let mut ruleset = base_ruleset(host, spans.flat_map(|span| span.keys()).collect());
         for (_, accepted) in self.accepted().filter(|(_, accepted)| accepted.is_open(now)) {
             let grant = accepted.grant.grant();
@@ -227,6 +231,11 @@ impl Ledger {
             }
         }
         ruleset
+    }
+
+    fn policy_ports(&self) -> impl Iterator<Item = &PortSpan> {
+        let policy = self.policy.iter().flat_map(|policy| &policy.policy().guarded);
+        policy.chain(&self.also_guarded)
     }
 
     /// When the ruleset changes next by itself: a start or an end.
@@ -308,7 +317,7 @@ impl Ledger {
     pub fn without_grants(self) -> Self {
         Self {
             generation: Generation(0),
-            guarded_early: Vec::new(),
+            also_guarded: Vec::new(),
             entries: BTreeMap::new(),
             ..self
         }

@@ -372,6 +372,9 @@ fn denial(field: &str, reason: DenialReason) -> Denial {
 /// The payload type in a machine policy's DSSE envelope.
 pub const PAYLOAD_TYPE: &str = "application/vnd.nightlatch.policy.v1+json";
 
+/// The longest policy envelope, in bytes: room for [`MOST_GUARDED`] ports that don't neighbour one another.
+pub const LONGEST_POLICY: usize = 96 * 1024;
+
 /// The host's part of a policy: what it guards. Signed like a grant, so that a thief without the key can't
 /// unguard a port. No ports: the machine has no policy (any more).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -449,7 +452,8 @@ impl VerifiedPolicy {
     /// # Errors
     /// The first thing that speaks against it; its age against what the host has is the ledger's to judge.
     pub fn verify(envelope: &[u8], keys: &VerifiedKeys, machine: MachineId) -> Result<Self, PolicyRejected> {
-        let policy: MachinePolicy = signing::open_json(envelope, PAYLOAD_TYPE, |id| keys.key(id))?;
+        let policy: MachinePolicy =
+            signing::open_json(envelope, PAYLOAD_TYPE, LONGEST_POLICY, |id| keys.key(id))?;
         let count = policy.guarded.iter().map(|span| span.keys().count()).sum();
         if policy.machine != machine {
             Err(PolicyRejected::OtherMachine(policy.machine))

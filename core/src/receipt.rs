@@ -85,6 +85,8 @@ impl Receipt {
     /// # Errors
     /// Anything but a receipt that `key` signed.
     pub fn verify(envelope: &[u8], key: &PublicKey) -> Result<Self, EnvelopeRejected> {
-        signing::open_json(envelope, PAYLOAD_TYPE, |id| (*id == key.id()).then_some(key))
+        signing::open_json(envelope, PAYLOAD_TYPE, signing::LONGEST_ENVELOPE, |id| {
+            (*id == key.id()).then_some(key)
+        })
     }
 }

@@ -15,7 +15,7 @@ use ed25519_dalek::{Signature, Signer};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The longest envelope that is read, in bytes.
+/// The longest envelope that is read, in bytes, but for those that say so themselves.
 pub const LONGEST_ENVELOPE: usize = 16 * 1024;
 
 /// Hex SHA-256 of a public key's SPKI DER.
@@ -203,8 +203,8 @@ pub mod base64_bytes {
 /// Why an envelope was not opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeRejected {
-    #[error("the envelope is longer than {LONGEST_ENVELOPE} bytes")]
-    TooLong,
+    #[error("the envelope is longer than {0} bytes")]
+    TooLong(usize),
     #[error("not a DSSE envelope with one signature in canonical base64: {0}")]
     Malformed(String),
     #[error("the payload type is `{found}`, expected `{expected}`")]
@@ -223,7 +223,7 @@ impl EnvelopeRejected {
     /// The stable code that events, answers and logs carry.
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::TooLong => "ENVELOPE_TOO_LONG",
+            Self::TooLong(_) => "ENVELOPE_TOO_LONG",
             Self::Malformed(_) => "ENVELOPE_MALFORMED",
             Self::WrongType { .. } => "PAYLOAD_TYPE_WRONG",
             Self::UnknownKey(_) => "KEY_UNKNOWN",
@@ -253,17 +253,18 @@ struct RawSignature {
 /// Checks an envelope and gives its payload. `key` finds a trusted key by its id.
 ///
 /// One form only: one signature, canonical base64, no other members, the expected payload type, at most
-/// [`LONGEST_ENVELOPE`] bytes.
+/// `longest` bytes.
 ///
 /// # Errors
 /// The first thing that doesn't hold, the signature after the form.
-pub fn open<'k>(
+fn open<'k>(
     envelope: &[u8],
     payload_type: &'static str,
+    longest: usize,
     key: impl Fn(&KeyId) -> Option<&'k PublicKey>,
 ) -> Result<Vec<u8>, EnvelopeRejected> {
-    if envelope.len() > LONGEST_ENVELOPE {
-        return Err(EnvelopeRejected::TooLong);
+    if envelope.len() > longest {
+        return Err(EnvelopeRejected::TooLong(longest));
     }
     let malformed = |why: &str| EnvelopeRejected::Malformed(why.to_string());
     let raw: RawEnvelope = serde_json::from_slice(envelope).map_err(|error| malformed(&error.to_string()))?;
@@ -288,14 +289,17 @@ pub fn open<'k>(
 /// Opens an envelope and reads the payload, fields that this version does not know refused: a restriction
 /// that an old host can't read must make it refuse, never open too much.
 ///
+/// `key` finds a trusted key by its id; `longest` bounds the envelope, in bytes.
+///
 /// # Errors
-/// As [`open`], then the first field that doesn't fit.
+/// The first thing that doesn't hold: the form, the signature, then the first field that doesn't fit.
 pub fn open_json<'k, T: for<'de> Deserialize<'de>>(
     envelope: &[u8],
     payload_type: &'static str,
+    longest: usize,
     key: impl Fn(&KeyId) -> Option<&'k PublicKey>,
 ) -> Result<T, EnvelopeRejected> {
-    serde_json::from_slice(&open(envelope, payload_type, key)?).map_err(|error| {
+    serde_json::from_slice(&open(envelope, payload_type, longest, key)?).map_err(|error| {
         let text = error.to_string();
         if text.starts_with("unknown field") {
             EnvelopeRejected::UnknownField(text)
@@ -324,7 +328,9 @@ mod tests {
     }
 
     fn open_with(key: &PublicKey, envelope: &[u8]) -> Result<Vec<u8>, EnvelopeRejected> {
-        open(envelope, TYPE, |id| (*id == key.id()).then_some(key))
+        open(envelope, TYPE, LONGEST_ENVELOPE, |id| {
+            (*id == key.id()).then_some(key)
+        })
     }
 
     #[test]

@@ -492,3 +492,89 @@ fn what_was_revoked_never_opens_again_although_a_restored_server_sends_it() {
     host.take(&later, 101).unwrap();
     assert!(!host.ledger.was_revoked(revoked.grant.id));
 }
+
+#[test]
+fn a_policy_keeps_guarding_when_its_key_is_dropped_also_after_a_restart() {
+    let mut host = Host::new();
+    host.rules = HostRules {
+        ceiling: Some(ceiling()),
+        ..HostRules::default()
+    };
+    let mut guarding = host.whole(&[]);
+    guarding.policy = Some(policy_envelope(1, Some(&policy())));
+    host.take(&guarding, 0).unwrap();
+    let stranger = nightlatch_core::signing::SigningKey::from_seed(&[8; 32]);
+    let installation = "019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b00".parse().unwrap();
+    let number = ListNumber { epoch: 1, number: 2 };
+    let list = KeyList::new(installation, number, vec![stranger.public()], at(0)).seal(&root());
+    let mut rotated = host.delta(&[], &[], &[]);
+    rotated.keys = Some(list.clone());
+    host.take(&rotated, 1).unwrap();
+    assert!(!host.allows(ALICE, "22/tcp", 1));
+
+    let here = Boot {
+        id: FIRST_BOOT,
+        now: boot(2),
+        wall: at(2),
+    };
+    let snapshot = host.ledger.snapshot(host.clock.mark(boot(2)).unwrap());
+    for records in [
+        host.file.clone(),
+        snapshot.clone(),
+        [snapshot.clone(), snapshot].concat(),
+    ] {
+        let ledger = Ledger::replay(MACHINE, root().public(), records, Some(&ceiling()), here).ledger;
+        let again = ledger.snapshot(host.clock.mark(boot(2)).unwrap());
+        host.ledger = Ledger::replay(MACHINE, root().public(), again, Some(&ceiling()), here).ledger;
+        assert!(!host.allows(ALICE, "22/tcp", 2), "shut after reading it twice");
+    }
+    let mut signed_anew = host.whole(&[]);
+    signed_anew.keys = Some(list);
+    let deleted = nightlatch_core::policy::MachinePolicy::new(MACHINE, 1, 2, None, at(3)).seal(&stranger);
+    signed_anew.policy = Some(deleted);
+    host.take(&signed_anew, 3).unwrap();
+    assert!(
+        host.allows(ALICE, "22/tcp", 3),
+        "a later policy under a trusted key is obeyed"
+    );
+}
+
+#[test]
+fn a_policy_of_1024_scattered_ports_is_taken() {
+    use nightlatch_core::policy::{AllowedSources, Policy, PortRule};
+    use nightlatch_core::port::{PortRange, Protocols};
+    let rule = |port: u16| {
+        let range = PortRange::new(port, port).unwrap();
+        PortRule::new(
+            range,
+            Protocols::Both,
+            AllowedSources::Any,
+            PortRule::DEFAULT_LIMIT,
+        )
+        .unwrap()
+    };
+    let scattered = Policy::new((0..512).map(|number| rule(65_535 - 2 * number)).collect()).unwrap();
+    let mut host = Host::new();
+    let mut guarding = host.whole(&[]);
+    guarding.policy = Some(policy_envelope(1, Some(&scattered)));
+    let change = host.take(&guarding, 0).unwrap();
+    assert!(change.left_out().is_empty(), "{:?}", change.left_out());
+    assert!(!host.allows(ALICE, "65535/udp", 0));
+}
+
+#[test]
+fn a_host_takes_a_bounded_number_of_openings() {
+    use nightlatch_core::ledger::MOST_OPENINGS;
+    let sources: Vec<String> = (0..32).map(|host| format!("192.0.2.{host}")).collect();
+    let sources: Vec<&str> = sources.iter().map(String::as_str).collect();
+    // 32 sources to three port keys each.
+    let count = MOST_OPENINGS / 96 + 1;
+    let grants: Vec<_> = (0..count)
+        .map(|id| grant(1 + id as u128, &["22", "3389"], &sources, 0, 100))
+        .collect();
+    let mut host = Host::new();
+    let whole = host.whole(&grants);
+    let change = host.take(&whole, 0).unwrap();
+    let codes: Vec<&str> = change.refused().iter().map(|(_, why)| why.code()).collect();
+    assert_eq!(codes, ["TOO_MANY_OPENINGS"]);
+}

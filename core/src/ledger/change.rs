@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::record::Envelope;
-use super::{Accepted, AssignedRecord, Closing, Entry, Ledger, MOST_GRANTS, Record};
+use super::{Accepted, AssignedRecord, Closing, Entry, Ledger, MOST_GRANTS, MOST_OPENINGS, Record};
 use crate::assignment::{Assigned, Assignment, Digest, Generation};
 use crate::ceiling::Ceiling;
 use crate::clock::{HostClock, Mark};
@@ -32,6 +32,8 @@ pub enum AssignmentRefused {
     TimeUnknown,
     #[error("the change starts from generation {base}, the host has {held}: send the whole")]
     OtherBase { base: Generation, held: Generation },
+    #[error("the machine would have {0} grants, at most {MOST_GRANTS} are taken")]
+    TooMany(usize),
     #[error("count or digest of the grants does not fit: send the whole")]
     DigestDiffers,
 }
@@ -121,6 +123,9 @@ impl Ledger {
         let policy = self.newer_policy(assignment, known, &mut left_out);
 
         let (mut closing, remaining) = self.closing(assignment);
+        if remaining.len() > MOST_GRANTS {
+            return Err(AssignmentRefused::TooMany(remaining.len()));
+        }
         if Digest::of(&remaining) != assignment.digest {
             return Err(AssignmentRefused::DigestDiffers);
         }
@@ -188,25 +193,28 @@ impl Ledger {
         verdict: impl Fn(&Assigned) -> Result<Accepted, GrantRejected>,
     ) -> Judged {
         let (mut accepted, mut refused) = (Vec::new(), Vec::new());
-        let mut room = MOST_GRANTS.saturating_sub(remaining.len().saturating_sub(assignment.added.len()));
+        let held = self.accepted().filter(|(id, _)| remaining.contains(id));
+        let mut openings: usize = held.map(|(_, held)| held.grant.grant().openings()).sum();
         for added in &assignment.added {
-            if let Some(Entry::Accepted(held)) = self.entries.get(&added.id)
-                && held.grant.envelope() == &added.envelope
-            {
+            // An id is signed once: what is held stands, whatever comes under its name.
+            if matches!(self.entries.get(&added.id), Some(Entry::Accepted(_))) {
                 continue;
             }
             let verdict = if self.revoked.contains_key(&added.id) {
                 Err(GrantRejected::Revoked)
-            } else if room == 0 {
-                Err(GrantRejected::TooMany(MOST_GRANTS))
             } else {
                 verdict(added)
             };
-            match verdict {
-                Ok(grant) => {
-                    room = room.saturating_sub(1);
-                    accepted.push((added.id, Box::new(grant)));
+            let within = verdict.and_then(|grant| {
+                openings = openings.saturating_add(grant.grant.grant().openings());
+                if openings > MOST_OPENINGS {
+                    Err(GrantRejected::TooManyOpenings)
+                } else {
+                    Ok(grant)
                 }
+            });
+            match within {
+                Ok(grant) => accepted.push((added.id, Box::new(grant))),
                 Err(rejected) => refused.push((added.id, rejected)),
             }
         }
@@ -353,6 +361,9 @@ fn record(
         mark,
         keys: keys.map(|keys| Envelope(keys.envelope().to_vec())),
         policy: policy.map(|policy| Envelope(policy.envelope().to_vec())),
+        guarded: policy
+            .map(|policy| policy.policy().guarded.clone())
+            .unwrap_or_default(),
         removed: because(Closing::Removed).collect(),
         accepted: accepted.iter().map(|(id, held)| held.kept(*id)).collect(),
         refused: refused.chain(fallen).collect(),

@@ -15,6 +15,7 @@ use crate::grant::SignedGrant;
 use crate::id::{GrantId, MachineId};
 use crate::keys::VerifiedKeys;
 use crate::policy::VerifiedPolicy;
+use crate::port::PortSpan;
 use crate::signing::{PublicKey, base64_bytes};
 use crate::time::{BootId, BootTime, Timestamp};
 
@@ -48,6 +49,9 @@ pub struct AssignedRecord {
     pub(super) mark: Mark,
     pub(super) keys: Option<Envelope>,
     pub(super) policy: Option<Envelope>,
+    /// The policy's ports: they stay shut also if its key is trusted no more when this is read.
+    #[serde(default)]
+    pub(super) guarded: Vec<PortSpan>,
     pub(super) removed: Vec<GrantId>,
     pub(super) accepted: Vec<Kept>,
     pub(super) refused: Vec<(GrantId, String)>,
@@ -82,7 +86,7 @@ pub struct Boot {
 #[derive(Debug)]
 pub struct Replayed {
     pub ledger: Ledger,
-    /// The last mark on disk, for [`HostClock::new`].
+    /// The last mark on disk, for [`crate::clock::HostClock::new`].
     pub mark: Option<Mark>,
     /// After a reboot: the record of the new ends, to be written before anything opens.
     pub carried: Option<Record>,
@@ -104,6 +108,7 @@ impl Ledger {
                 .policy
                 .as_ref()
                 .map(|policy| Envelope(policy.envelope().to_vec())),
+            guarded: self.policy_ports().copied().collect(),
             removed: Vec::new(),
             accepted: self.accepted().map(|(id, accepted)| accepted.kept(id)).collect(),
             refused: self
@@ -251,10 +256,16 @@ impl Ledger {
         for (id, code) in assigned.refused {
             self.entries.insert(id, Entry::Refused(code));
         }
+        if !assigned.guarded.is_empty() {
+            self.also_guarded = assigned.guarded;
+        }
         let Some(keys) = self.keys.clone() else { return };
         if let Some(Envelope(envelope)) = assigned.policy {
             match VerifiedPolicy::verify(&envelope, &keys, self.machine) {
-                Ok(policy) => self.policy = Some(policy),
+                Ok(policy) => {
+                    self.policy = Some(policy);
+                    self.also_guarded.clear();
+                }
                 Err(rejected) => left_out.push(LeftOut::Policy(rejected)),
             }
         }
