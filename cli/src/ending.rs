@@ -4,7 +4,6 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use clap::Args;
-use nightlatch_core::time::Timestamp;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
@@ -12,7 +11,7 @@ use crate::client::Client;
 use crate::client::calls::{GrantFilter, RequestFilter};
 use crate::failure::{Exit, Failure};
 use crate::grants::{end_verdict, table};
-use crate::naming::{GrantRef, MachineRef, Target, request_resource};
+use crate::naming::{MachineRef, Target, request_resource};
 use crate::output::{self, Output, printable};
 use crate::record::{GrantRecord, GrantState, RequestRecord};
 use crate::requests;
@@ -33,8 +32,9 @@ Examples:
 Exit codes: 0 ended, 1 refused or failed, 2 usage, 3 ended, but the host is away and runs it to its end.";
 
 const REVOKE_EXAMPLES: &str = "\
-Example:
+Examples:
   nightlatch revoke 019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11
+  nightlatch revoke accessRequests/019aa0b2-7c10-7d00-8a3b-1f2e3d4c5b6a
 
 Exit codes: 0 ended, 1 refused or failed, 2 usage, 3 ended, but the host is away and runs it to its end.";
 
@@ -56,13 +56,14 @@ pub(crate) struct Done {
     timeout: Duration,
 }
 
-/// End anyone's grants early.
+/// End anyone's grants early, and withdraw anyone's requests that still wait.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = REVOKE_EXAMPLES)]
 pub(crate) struct Revoke {
-    /// Ids of grants: whole, as grants/ID, or at least the first eight characters.
+    /// Ids of grants: whole, as grants/ID, or at least the first eight characters. Requests to withdraw:
+    /// accessRequests/ID.
     #[arg(required = true, value_name = "GRANT")]
-    grants: Vec<GrantRef>,
+    targets: Vec<Target>,
     /// How long to wait for the hosts, a minute at most.
     #[arg(long, value_name = "LENGTH", default_value = "10s", value_parser = when::parse_short_wait)]
     timeout: Duration,
@@ -115,8 +116,7 @@ pub(crate) async fn revoke(
     output: &Output,
 ) -> Result<Exit, Failure> {
     let client = Client::connect(connection).await?;
-    let targets: Vec<Target> = revoke.grants.into_iter().map(Target::Grant).collect();
-    let names = names(&client, &targets).await?;
+    let names = names(&client, &revoke.targets).await?;
     end(&client, names, Right::Anyones, revoke.timeout, output).await
 }
 
@@ -227,16 +227,16 @@ async fn end_one(client: &Client, name: String, right: Right, wait: Duration) ->
         Right::Own => client.end_grant(name.clone(), wait).await,
         Right::Anyones => client.revoke_grant(name.clone(), wait).await,
     };
-    match (ended, right) {
+    match ended {
         // A bare id may be that of a request that still waits.
-        (Err(Failure::Refused(refusal)), Right::Own) if refusal.is_unknown() => {
+        Err(Failure::Refused(refusal)) if refusal.is_unknown() => {
             let request = name.replacen("grants/", "accessRequests/", 1);
             match client.cancel_access_request(request).await {
                 Ok(request) => Ok(Ended::Request(Box::new(request))),
                 Err(_) => Err(refusal.into()),
             }
         }
-        (ended, _) => ended.map(|grant| Ended::Grant(Box::new(grant))),
+        ended => ended.map(|grant| Ended::Grant(Box::new(grant))),
     }
 }
 
@@ -247,7 +247,6 @@ struct Shown {
 }
 
 fn show(results: Vec<Result<Ended, Failure>>, output: &Output) -> Result<Exit, Failure> {
-    let now = when::now();
     let mut exits = Vec::new();
     let mut shown = Shown::default();
     let nothing = results.is_empty();
@@ -274,7 +273,7 @@ fn show(results: Vec<Result<Ended, Failure>>, output: &Output) -> Result<Exit, F
             output.line("nothing to end: you have neither live grants nor waiting requests there")?;
         }
         for grant in &shown.grants {
-            output.line(&printable(&grant_line(grant, now)))?;
+            output.line(&printable(&grant_line(grant)))?;
         }
         for request in &shown.access_requests {
             output.line(&format!("request {}: withdrawn", request.id))?;
@@ -283,26 +282,18 @@ fn show(results: Vec<Result<Ended, Failure>>, output: &Output) -> Result<Exit, F
     Ok(worst(&exits))
 }
 
-fn grant_line(grant: &GrantRecord, now: Timestamp) -> String {
+fn grant_line(grant: &GrantRecord) -> String {
     let GrantRecord {
         machine,
         id,
         state,
         message,
-        end_time,
         ..
     } = grant;
-    let ends = end_time
-        .map(|end| format!(", {} ({})", when::local(end), when::distance(end, now)))
-        .unwrap_or_default();
     match state {
         GrantState::Ended => format!("{machine}: ended ({id})"),
         GrantState::Refused => format!("{machine}: was never open ({id})"),
-        _ if !message.is_empty() => format!("{machine}: {message} ({id})"),
-        _ => format!(
-            "{machine}: ended here, but the host has not confirmed: unless it hears of it before, \
-             the grant runs to its end there{ends} ({id})"
-        ),
+        _ => format!("{machine}: {message} ({id})"),
     }
 }
 
@@ -322,19 +313,5 @@ mod tests {
         assert_eq!(worst(&[]), Exit::Done);
         assert_eq!(worst(&[Exit::Done, Exit::NotYet]), Exit::NotYet);
         assert_eq!(worst(&[Exit::NotYet, Exit::Failed, Exit::Done]), Exit::Failed);
-    }
-
-    #[test]
-    fn an_unconfirmed_end_says_that_the_grant_runs_on() {
-        let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
-        let grant = GrantRecord {
-            end_time: now.checked_add(Duration::from_secs(3600)),
-            ..GrantRecord::example("019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11", GrantState::Closing)
-        };
-        let line = grant_line(&grant, now);
-        assert!(
-            line.contains("runs to its end there") && line.contains("(in 1h)"),
-            "{line}"
-        );
     }
 }

@@ -88,7 +88,8 @@ impl Failure {
             Self::Unreachable(unreachable) => Some(unreachable.hint()),
             Self::Refused(refusal) => refusal.hint(),
             Self::NoAnswer(_) => Some(
-                "whether it took the command is not known: `nightlatch list grants` shows what holds".to_string(),
+                "whether it took the command is not known: `nightlatch list grants` and `nightlatch list requests --waiting` show what holds"
+                    .to_string(),
             ),
             Self::UnknownName(unknown) => Some(unknown.hint()),
             Self::PolicyFile(invalid) => Some(invalid.hint()),
@@ -96,7 +97,7 @@ impl Failure {
             Self::TooManyMachines(_) => Some("ask for some of them first".to_string()),
             Self::NotConfirmed(_) => Some("name the grants or a --machine, or add --yes".to_string()),
             Self::Interrupted => Some(
-                "the server may have taken it: `nightlatch list grants` shows what holds, `nightlatch done` ends it"
+                "the server may have taken it: `nightlatch list grants` and `nightlatch list requests --waiting` show what holds, `nightlatch done` ends it"
                     .to_string(),
             ),
             Self::Start(_) | Self::Declined | Self::Ask(_) | Self::Write(_) => None,

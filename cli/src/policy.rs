@@ -11,7 +11,7 @@ use crate::failure::{Exit, Failure};
 use crate::naming::MachineRef;
 use crate::output::{self, Field, Output};
 use crate::policy_file::{self, InvalidPolicyFile};
-use crate::record::PolicyRecord;
+use crate::record::{MachineState, PolicyRecord};
 use crate::settings::Connection;
 
 /// Show what may be asked for on a machine.
@@ -40,7 +40,10 @@ A file says the same:
   from = [\"192.0.2.0/24\"]
   max = \"PT3H\"
 
-Without `from` any source may be asked for, without `max` three hours.";
+Without `from` any source may be asked for, without `max` three hours.
+
+Exit codes: 0 set, 1 refused or failed, 2 usage, 3 set, but the machine is away: its ports are shut when it
+connects.";
 
 /// Set what may be asked for on a machine. The ports of the policy are shut there.
 #[derive(Clone, Debug, Args)]
@@ -107,13 +110,19 @@ pub(crate) async fn set(wanted: Wanted, connection: &Connection, output: &Output
         None => Policy::new(rules).map_err(InvalidPolicyFile::Options)?,
     };
     let client = Client::connect(connection).await?;
-    write(
-        client
-            .set_policy(&machine, &policy, etag.unwrap_or_default())
-            .await?,
-        output,
-    )?;
-    Ok(Exit::Done)
+    let policy = client
+        .set_policy(&machine, &policy, etag.unwrap_or_default())
+        .await?;
+    write(policy, output)?;
+    let at = client.machine(&machine).await?;
+    if at.state == MachineState::Connected {
+        return Ok(Exit::Done);
+    }
+    output::hint(format_args!(
+        "{} is away: its ports are shut when it connects",
+        output::printable(&at.machine)
+    ));
+    Ok(Exit::NotYet)
 }
 
 #[derive(Serialize)]

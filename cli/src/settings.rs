@@ -17,7 +17,7 @@ const SYSTEM_FILE: &str = "/etc/nightlatch/cli.toml";
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct Connection {
-    /// The server, as https://HOST:7443 or HOST[:7443].
+    /// The server, as `https://HOST:7443` or `HOST[:7443]`.
     #[arg(long, global = true, env = "NIGHTLATCH_SERVER", value_name = "URL")]
     server: Option<String>,
     /// The certificate of the server's authority (ca.pem).

@@ -14,6 +14,10 @@ use crate::time::Timestamp;
 pub enum EventKind {
     #[serde(rename = "installation.created")]
     InstallationCreated,
+    #[serde(rename = "root.exported")]
+    RootExported,
+    #[serde(rename = "root.removed")]
+    RootRemoved,
     #[serde(rename = "user.issued")]
     UserIssued,
     #[serde(rename = "token.created")]

@@ -35,7 +35,7 @@ pub struct Receipt {
     pub boot_id: BootId,
     /// Rises by one with each receipt of this machine, over restarts too.
     pub sequence: u64,
-    /// A stable code: why it was refused, or closed (`EXPIRED`, `REVOKED`); empty for an opening.
+    /// A stable code: why it was refused, or closed (`EXPIRED`, `REMOVED`, `NO_LONGER_VALID`); empty for an opening.
     pub reason: String,
     /// Hex SHA-256 of the previous receipt's envelope, empty for the first.
     pub previous: String,

@@ -8,7 +8,8 @@ use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::ceiling::HostCeiling;
 use nightlatch_core::id::{GrantId, MachineId, MachineName};
 use nightlatch_core::keys::{ListNumber, VerifiedKeys};
-use nightlatch_core::signing::PublicKey;
+use nightlatch_core::policy::{LONGEST_POLICY, MachinePolicy, PAYLOAD_TYPE};
+use nightlatch_core::signing::{self, KeyId, PublicKey};
 use nightlatch_core::time::Timestamp;
 use nightlatch_proto::convert::agent::HostState;
 
@@ -66,10 +67,11 @@ impl Agents {
         now: Timestamp,
     ) -> Result<Option<Arrival>, StoreError> {
         let mut change = self.issuer.store.change().await?;
-        let machine = machines::by_id(change.connection(), id).await?;
+        let mut machine = machines::by_id(change.connection(), id).await?;
         if machine.is_retired {
             return Ok(None);
         }
+        let was_ahead = set_back(&mut change, &mut machine, state, now).await?;
         machines::heard(change.connection(), id, address, state, now).await?;
         let message = format!("connected with agent {}", state.agent_version);
         let mut event = machine_event(&machine, EventKind::MachineConnected, message, now);
@@ -92,7 +94,8 @@ impl Agents {
 
         let held = assignments::assigned_at(change.connection(), id, state.generation).await?;
         // An agent that claims to have nothing is owed the whole: it may have lost what it had.
-        let fits = state.generation > Generation::default() && Digest::of(&held) == state.digest;
+        let fits =
+            !was_ahead && state.generation > Generation::default() && Digest::of(&held) == state.digest;
         let lacks = state.keys < self.keys.number() || state.policy < rank;
         let changed = signed || dropped || rank != machine.policy_rank;
         // What the agent is to take must bear a generation that it doesn't have.
@@ -116,8 +119,8 @@ impl Agents {
         }))
     }
 
-    /// A host that has a later policy than the store (an old copy was restored), or one of an earlier epoch,
-    /// gets the store's policy signed anew. Returns the policy's rank.
+    /// A host that has a later policy than the store (an old copy was restored), one of an earlier epoch, or
+    /// one that another signing key has signed, gets the store's policy signed anew. Returns its rank.
     async fn settle_policy(
         &self,
         change: &mut Change,
@@ -128,9 +131,15 @@ impl Agents {
     ) -> Result<(u64, u64), StoreError> {
         let epoch = self.keys.number().epoch;
         let held = machine.policy_rank;
-        if state.policy <= held && (held.0 == epoch || held == (0, 0)) {
+        let message = if state.policy > held {
+            "the policy was signed anew: the host had a later one than the store"
+        } else if held == (0, 0) {
             return Ok(held);
-        }
+        } else if held.0 != epoch || !self.has_signed_policy(change, machine.id).await? {
+            "the policy was signed anew: the signing key has changed"
+        } else {
+            return Ok(held);
+        };
         let (later_epoch, later_number) = state.policy.max(held);
         let rank = (epoch.max(later_epoch), later_number.saturating_add(1));
         let policy = machine.policy.as_ref();
@@ -142,12 +151,21 @@ impl Agents {
             generation,
         };
         machines::set_policy(change.connection(), machine.id, signed, now).await?;
-        let message = "the policy was signed anew: the host had a later one than the store".to_owned();
-        let mut event = machine_event(machine, EventKind::PolicySet, message, now);
+        let mut event = machine_event(machine, EventKind::PolicySet, message.to_owned(), now);
         event.actor = audit::SERVER.to_owned();
         event.reason = Some("POLICY_RESIGNED".to_owned());
         events::record(change.connection(), &event, None).await?;
         Ok(rank)
+    }
+
+    /// Whether the key in use has signed the policy in force: hosts take no other once it leaves the key list.
+    async fn has_signed_policy(&self, change: &mut Change, id: MachineId) -> Result<bool, StoreError> {
+        let key = self.issuer.authority.key().public();
+        let envelope = machines::policy_envelope(change.connection(), id).await?;
+        Ok(envelope.is_some_and(|envelope| {
+            let only = |id: &KeyId| (*id == key.id()).then_some(&key);
+            signing::open_json::<MachinePolicy>(&envelope, PAYLOAD_TYPE, LONGEST_POLICY, only).is_ok()
+        }))
     }
 
     /// What an agent needs to get from what it holds to what the store says. `None`: nothing.
@@ -271,9 +289,40 @@ impl Agents {
     }
 }
 
+const DAY_IN_MICROS: u64 = 24 * 3600 * 1_000_000;
+
+/// While the server's clock was ahead, generations were given that agents refuse, being more than a day
+/// ahead. Goes back to one that they take, and says whether that was so; then the agent is owed the whole.
+async fn set_back(
+    change: &mut Change,
+    machine: &mut Machine,
+    state: &HostState,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let present = u64::try_from(now.micros()).unwrap_or_default();
+    let furthest = present.saturating_add(DAY_IN_MICROS);
+    if machine.generation.0 <= furthest {
+        return Ok(false);
+    }
+    let after_agent = state.generation.0.saturating_add(1);
+    let generation = if after_agent <= furthest {
+        Generation(after_agent.max(present))
+    } else {
+        Generation(present)
+    };
+    assignments::clamp(change.connection(), machine.id, generation).await?;
+    machines::set_generation(change.connection(), machine.id, generation).await?;
+    machine.generation = generation;
+    let message = "the server's clock had been ahead: the machine gets its whole assignment anew".to_owned();
+    let mut event = machine_event(machine, EventKind::MachineReported, message, now);
+    event.actor = audit::SERVER.to_owned();
+    event.reason = Some("GENERATION_SET_BACK".to_owned());
+    events::record(change.connection(), &event, None).await?;
+    Ok(true)
+}
+
 /// The next generation; beyond the agent's, if the store is older than the agent.
 fn generation_after(machine: &Machine, state: &HostState, now: Timestamp) -> Generation {
-    const DAY_IN_MICROS: u64 = 24 * 3600 * 1_000_000;
     let next = machine.next_generation(now);
     // Agents take nothing further ahead than a day, so one that claims to hold more is not believed.
     if state.generation >= next && state.generation.0 < next.0.saturating_add(DAY_IN_MICROS) {

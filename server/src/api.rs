@@ -12,6 +12,8 @@ mod status;
 
 use nightlatch_proto::convert::InvalidField;
 use nightlatch_proto::convert::resource::MachineRef;
+use nightlatch_proto::error::Problem;
+use tonic::{Code, Status};
 
 use crate::refusal::Refusal;
 use crate::store::machines::{self, Machine};
@@ -20,13 +22,26 @@ use crate::store::{Store, page};
 /// The longest message that is read, in bytes.
 pub const LONGEST_MESSAGE: usize = 256 * 1024;
 
+/// Carries a change through even if whoever asked goes away: what is recorded must also be published.
+async fn carried_through<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::spawn(change).await {
+        Ok(done) => done.map_err(Status::from),
+        Err(failed) => {
+            tracing::error!(error = %failed, "a call was not carried through");
+            Err(Problem::new(Code::Internal, "INTERNAL", "the server has failed at this call").into())
+        }
+    }
+}
+
 /// How many entries a page has.
 fn page_size(asked: i32) -> Result<i64, InvalidField> {
     match i64::from(asked) {
         0 => Ok(page::DEFAULT_SIZE),
-        size @ 1..=page::LARGEST_SIZE => Ok(size),
+        size @ 1.. => Ok(size.min(page::LARGEST_SIZE)),
         size => {
-            let reason = format_args!("{size} is not 1 to {}", page::LARGEST_SIZE);
+            let reason = format_args!("{size} is negative: write 0 to {}", page::LARGEST_SIZE);
             Err(InvalidField::new("page_size", reason))
         }
     }

@@ -139,22 +139,45 @@ pub async fn issue_user(
 }
 
 /// Copies the root key to a file of its own.
-pub fn export_root(config: &ServerConfig, file: &Path) -> Result<(), ConsoleError> {
+pub async fn export_root(config: &ServerConfig, file: &Path, now: Timestamp) -> Result<(), ConsoleError> {
     let state = opened(config)?;
     let key = root_key(&state)?;
+    let store = Store::open(&state.path(DATABASE), false).await?;
+    let mut change = store.change().await?;
+    let message = format!("the root key was copied to {}", file.display());
+    let event = Event::new(now, EventKind::RootExported, audit::CONSOLE.to_owned(), message);
+    events::record(change.connection(), &event, None).await?;
     write(file, &key, 0o600)?;
-    Ok(state.replace(ROOT_EXPORTED, "", 0o600)?)
+    let rest = async {
+        state.replace(ROOT_EXPORTED, "", 0o600)?;
+        Ok(change.commit().await?)
+    };
+    let rest = rest.await;
+    if rest.is_err() {
+        // No copy that the log doesn't know; one that can't be taken away is said by the error.
+        drop(std::fs::remove_file(file));
+    }
+    store.close().await;
+    rest
 }
 
 /// Takes the root key off this host.
-pub fn remove_root(config: &ServerConfig) -> Result<(), ConsoleError> {
+pub async fn remove_root(config: &ServerConfig, now: Timestamp) -> Result<(), ConsoleError> {
     let state = opened(config)?;
     root_key(&state)?;
     if !state.path(ROOT_EXPORTED).exists() {
         return Err(ConsoleError::NotExported);
     }
+    let store = Store::open(&state.path(DATABASE), false).await?;
+    let mut change = store.change().await?;
+    let message = "the root key was removed from the server's host".to_owned();
+    let event = Event::new(now, EventKind::RootRemoved, audit::CONSOLE.to_owned(), message);
+    events::record(change.connection(), &event, None).await?;
     let path = state.path(ROOT_KEY);
-    std::fs::remove_file(&path).map_err(|source| ConsoleError::Write { path, source })
+    std::fs::remove_file(&path).map_err(|source| ConsoleError::Write { path, source })?;
+    change.commit().await?;
+    store.close().await;
+    Ok(())
 }
 
 fn root_key(state: &State) -> Result<String, ConsoleError> {

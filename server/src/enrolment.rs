@@ -13,7 +13,7 @@ use sqlx::AnyConnection;
 use crate::fleet::Fleet;
 use crate::identity::ca::CertificateAuthority;
 use crate::identity::{Identity, Kind, fingerprint, token};
-use crate::issuer::next_generation;
+use crate::issuer::{deny_waiting, next_generation};
 use crate::policies::{self, end_all};
 use crate::refusal::Refusal;
 use crate::store::machines::{self, Machine, NewMachine, SignedPolicy};
@@ -59,6 +59,7 @@ impl Enrolment {
                 change.commit().await?;
                 if let Some(replaced) = replaced {
                     self.fleet.cut(replaced);
+                    self.fleet.tell(replaced);
                 }
                 Ok(enrolled)
             }
@@ -216,5 +217,6 @@ async fn replace(change: &mut Change, former: &Machine, now: Timestamp) -> Resul
         now,
     )
     .await?;
+    deny_waiting(change, former, now).await?;
     machines::retire(change.connection(), former.id, now).await
 }

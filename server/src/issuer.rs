@@ -35,7 +35,8 @@ use crate::store::requests::{Fate, Outcome, Request};
 use crate::store::{Change, Store, StoreError, assignments, events, grants, machines, requests};
 
 pub use ending::Whose;
-pub use waiting::WAITS_AT_MOST;
+pub(crate) use waiting::deny_waiting;
+pub use waiting::{WAITS_AT_MOST, not_lapsed_after};
 
 /// Decides on requests and issues what was approved.
 pub struct Issuer {
@@ -135,12 +136,7 @@ impl Issuer {
     ) -> Result<(), Refusal> {
         requests::create(change.connection(), request).await?;
         for ((position, machine), approval) in (0..).zip(machines).zip(approved) {
-            let event = audit::by(
-                caller,
-                now,
-                EventKind::AccessRequested,
-                "access was requested".to_owned(),
-            );
+            let event = audit::by(caller, now, EventKind::AccessRequested, in_words(request));
             let event = described(audit::about(event, machine.id, &machine.name), request);
             events::record(change.connection(), &event, Some(&caller.subject)).await?;
             // Asked within the change: a machine that connects later finds the request in the store.
@@ -394,6 +390,17 @@ pub(crate) async fn next_generation(
     assignments::drop_past(change.connection(), machine.id, generation, now).await?;
     machines::set_generation(change.connection(), machine.id, generation).await?;
     Ok(generation)
+}
+
+/// `22/tcp from 192.0.2.2/32 for PT1H: disk full`
+fn in_words(request: &Request) -> String {
+    let span = match request.span {
+        Span::For(length) => format!("for {}", format_iso8601(length)),
+        Span::Until(end) => format!("until {}", audit::to_the_second(end)),
+    };
+    let (ports, sources) = (listed(&request.ports), listed(&request.sources));
+    let justification = request.justification.as_str();
+    format!("{ports} from {sources} {span}: {justification}")
 }
 
 fn described(mut event: Event, request: &Request) -> Event {

@@ -163,9 +163,7 @@ async fn carry_out(command: Command, config: ServerConfig) -> anyhow::Result<()>
             Ok(())
         }
         Command::Run { check_config: true } => {
-            State::at(config.state.clone()).check()?;
-            State::at(config.state.clone()).signing()?;
-            State::at(config.state).authority()?;
+            Server::check(&config).await?;
             say("the configuration and the state can be used");
             Ok(())
         }
@@ -182,7 +180,7 @@ async fn carry_out(command: Command, config: ServerConfig) -> anyhow::Result<()>
             Ok(())
         }
         Command::Root(RootCommand::Export { file }) => {
-            console::export_root(&config, &file)?;
+            console::export_root(&config, &file, now).await?;
             say(&format!(
                 "wrote {}: keep it where this host's thief can't reach it",
                 file.display()
@@ -190,7 +188,7 @@ async fn carry_out(command: Command, config: ServerConfig) -> anyhow::Result<()>
             Ok(())
         }
         Command::Root(RootCommand::Remove) => {
-            console::remove_root(&config)?;
+            console::remove_root(&config, now).await?;
             say("removed the root key from this host");
             Ok(())
         }

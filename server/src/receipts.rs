@@ -12,6 +12,9 @@ use crate::store::grants::{self, Said};
 use crate::store::machines::{self, LastReceipt, Machine};
 use crate::store::{Change, StoreError, events, receipts};
 
+/// Of what was no receipt, so many of one connection are written down whole.
+pub const KEPT: usize = 3;
+
 struct Checked {
     receipt: Receipt,
     sha256: String,
@@ -26,7 +29,7 @@ enum Bad {
 
 impl Agents {
     /// Stores the receipts that arrived together, in one change. Returns the number up to which the agent
-    /// may forget them.
+    /// may forget them. `bad` counts what was none, over the whole connection; the first few are kept.
     ///
     /// # Errors
     /// A store that doesn't answer. Nothing of them is stored then.
@@ -35,8 +38,11 @@ impl Agents {
         id: MachineId,
         key: &PublicKey,
         envelopes: Vec<Vec<u8>>,
+        bad: &mut usize,
         now: Timestamp,
     ) -> Result<Option<u64>, StoreError> {
+        let already = *bad;
+        let mut found = already;
         let checked: Vec<_> = envelopes
             .into_iter()
             .map(|envelope| check(id, key, envelope))
@@ -51,13 +57,26 @@ impl Agents {
                     acknowledged = acknowledged.max(Some(checked.receipt.sequence));
                     take(&mut change, &machine, checked, &mut last, now).await?;
                 }
-                Err((bad, envelope)) => refuse(&mut change, &machine, bad, &envelope, now).await?,
+                Err((why, envelope)) => {
+                    found = found.saturating_add(1);
+                    if found <= KEPT {
+                        refuse(&mut change, &machine, why, &envelope, now).await?;
+                    }
+                }
             }
+        }
+        let more = found.saturating_sub(already.max(KEPT));
+        if more > 0 {
+            let message = format!("sent {more} more that were no receipts of its");
+            let mut event = machine_event(&machine, EventKind::MachineReported, message, now);
+            event.reason = Some("RECEIPTS_REFUSED".to_owned());
+            events::record(change.connection(), &event, None).await?;
         }
         if last != machine.last_receipt {
             machines::set_last_receipt(change.connection(), id, &last, now).await?;
         }
         change.commit().await?;
+        *bad = found;
         self.issuer.fleet.tell(id);
         Ok(acknowledged)
     }

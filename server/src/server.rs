@@ -20,9 +20,12 @@ use pb::machine_service_server::MachineServiceServer;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::net::TcpListener;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::server::NamedService;
 use tonic::transport::server::Router;
+use tonic_health::ServingStatus;
 use tower::layer::util::{Identity as NoLayer, Stack};
 use tracing::{info, warn};
 
@@ -50,9 +53,20 @@ use crate::store::{Store, StoreError, installation};
 
 /// The longest that stopping takes.
 const DRAIN: Duration = Duration::from_secs(5);
+/// Of that, for what comes after the calls: agents' farewells and the database.
+const AFTER_CALLS: Duration = Duration::from_secs(1);
 /// Longer than the longest wait for hosts.
 const CALL_WITHIN: Duration = Duration::from_secs(75);
 const CALLS_PER_CONNECTION: u32 = 64;
+/// Whose health can be asked for; empty: the server's as a whole.
+const HEALTHY: [&str; 6] = [
+    "",
+    <AccessServiceServer<Access> as NamedService>::NAME,
+    <MachineServiceServer<Machines> as NamedService>::NAME,
+    <AuditServiceServer<Audit> as NamedService>::NAME,
+    <EnrollmentServiceServer<Enrollment> as NamedService>::NAME,
+    <AgentServiceServer<Link> as NamedService>::NAME,
+];
 const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Why the server can't start or go on.
@@ -135,6 +149,20 @@ impl Server {
         })
     }
 
+    /// Finds what would keep [`Server::bind`] from using the state, and changes nothing.
+    ///
+    /// # Errors
+    /// State that can't be used.
+    pub async fn check(config: &ServerConfig) -> Result<(), ServerError> {
+        let state = State::at(config.state.clone());
+        state.check()?;
+        state.authority()?;
+        state.signing()?;
+        state.read(SERVER_CERTIFICATE)?;
+        state.read_secret(SERVER_KEY)?;
+        Ok(Store::check(&state.path(DATABASE)).await?)
+    }
+
     /// Where people and programs connect.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.people.0.local_addr()
@@ -178,19 +206,26 @@ impl Server {
                 for_agents.serve_with_incoming_shutdown(agents, stopping.clone().cancelled_owned()),
             )
         };
-        let drained = async {
-            stopping.cancelled().await;
-            tokio::time::sleep(DRAIN).await;
+        let mut serving = std::pin::pin!(serving);
+        let by = tokio::select! {
+            served = &mut serving => {
+                served?;
+                Instant::now() + DRAIN
+            }
+            () = stopping.cancelled() => {
+                let by = Instant::now() + DRAIN;
+                match timeout_at(by - AFTER_CALLS, serving).await {
+                    Ok(served) => { served?; }
+                    Err(_elapsed) => warn!("stopped with calls under way"),
+                }
+                by
+            }
         };
-        tokio::select! {
-            served = serving => { served?; }
-            () = drained => warn!("stopped with calls under way"),
-        }
         sessions.close();
-        if tokio::time::timeout(DRAIN, sessions.wait()).await.is_err() {
+        if timeout_at(by, sessions.wait()).await.is_err() {
             warn!("stopped with agents that were not told");
         }
-        if tokio::time::timeout(DRAIN, store.close()).await.is_err() {
+        if timeout_at(by, store.close()).await.is_err() {
             warn!("stopped with the database in use");
         }
         drop(lock);
@@ -204,12 +239,12 @@ impl Server {
         agents_port: u16,
     ) -> Result<Services, ServerError> {
         let epoch = self.keys.number().epoch;
-        let policies = Policies {
+        let policies = Arc::new(Policies {
             store: self.store.clone(),
             fleet: issuer.fleet.clone(),
             authority: self.authority.clone(),
             epoch,
-        };
+        });
         let enrolment = Enrolment {
             store: self.store.clone(),
             fleet: issuer.fleet.clone(),
@@ -219,7 +254,7 @@ impl Server {
             epoch,
         };
         let enrollment = Enrollment {
-            enrolment,
+            enrolment: Arc::new(enrolment),
             clock: self.clock.clone(),
             root: self.root.clone(),
             agent_addresses: self
@@ -239,9 +274,18 @@ impl Server {
             issuer: issuer.clone(),
             policies,
         });
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<AccessServiceServer<Access>>().await;
-        health.set_serving::<MachineServiceServer<Machines>>().await;
+        let (mut health, health_service) = tonic_health::server::health_reporter();
+        for name in HEALTHY {
+            health.set_service_status(name, ServingStatus::Serving).await;
+        }
+        let stopping = issuer.stopping.clone();
+        tokio::spawn(async move {
+            stopping.cancelled().await;
+            // Ends the streams of whoever watches, which would hold up the stopping.
+            for name in HEALTHY {
+                health.clear_service_status(name).await;
+            }
+        });
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -275,10 +319,15 @@ impl Server {
             installation: self.installation,
             listener,
         };
+        let (alive_every, alive_within) = match listener {
+            Listener::People => (Duration::from_secs(60), Duration::from_secs(20)),
+            // Whoever revokes relies on what is said of a host that has vanished.
+            Listener::Agents => (Duration::from_secs(10), Duration::from_secs(5)),
+        };
         tonic::transport::Server::builder()
             .max_concurrent_streams(CALLS_PER_CONNECTION)
-            .http2_keepalive_interval(Some(Duration::from_secs(60)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+            .http2_keepalive_interval(Some(alive_every))
+            .http2_keepalive_timeout(Some(alive_within))
             .timeout(CALL_WITHIN)
             .layer(DoorLayer(Arc::new(door)))
     }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::any::{Any, AnyConnectOptions, AnyPoolOptions};
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::pool::PoolConnection;
 use sqlx::{AnyConnection, AnyPool, ConnectOptions, Connection, Executor, SqlSafeStr, Transaction};
 use tracing::log::LevelFilter;
@@ -34,7 +34,7 @@ pub enum StoreError {
     #[error("the database {} can't be opened", path.display())]
     Open { path: PathBuf, source: sqlx::Error },
     #[error("the database's schema can't be brought up to date")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    Migrate(#[from] MigrateError),
     #[error("the database did not answer as it should")]
     Query(#[from] sqlx::Error),
     #[error("the database holds something unreadable in `{column}`: {why}")]
@@ -55,18 +55,11 @@ impl Store {
     /// A missing or damaged file, or one that a newer version has written.
     pub async fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
         sqlx::any::install_default_drivers();
-        let url = format!(
-            "sqlite://{}?mode={}",
-            percent_encoded(path),
-            if create { "rwc" } else { "rw" }
-        );
         let opened = |source| StoreError::Open {
             path: path.to_owned(),
             source,
         };
-        let options = url.parse::<AnyConnectOptions>().map_err(opened)?;
-        let options = options.log_statements(LevelFilter::Trace);
-        let options = options.log_slow_statements(LevelFilter::Warn, Duration::from_secs(1));
+        let options = options(path, create).map_err(opened)?;
         // A pool would try a damaged file again and again, and keep the reason to itself.
         let mut first = AnyConnection::connect_with(&options).await.map_err(opened)?;
         first.execute("PRAGMA schema_version").await.map_err(opened)?;
@@ -75,6 +68,30 @@ impl Store {
         migrator().run(&writer).await?;
         let readers = pool(READERS).connect_with(options).await.map_err(opened)?;
         Ok(Self { writer, readers })
+    }
+
+    /// Finds what would keep [`Store::open`] from using the file, and changes nothing.
+    ///
+    /// # Errors
+    /// A missing or damaged file, or one that a newer version has written.
+    pub async fn check(path: &Path) -> Result<(), StoreError> {
+        sqlx::any::install_default_drivers();
+        let opened = |source| StoreError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let options = options(path, false).map_err(opened)?;
+        let mut connection = AnyConnection::connect_with(&options).await.map_err(opened)?;
+        let newest = sqlx::query("SELECT MAX(version) AS version FROM _sqlx_migrations");
+        let newest = newest.fetch_one(&mut connection).await.map_err(opened)?;
+        let newest = row::number(&newest, "version")?;
+        let known = |migration: &Migration| u64::try_from(migration.version) == Ok(newest);
+        if !migrator().iter().any(known) {
+            let version = i64::try_from(newest).unwrap_or(i64::MAX);
+            return Err(MigrateError::VersionMissing(version).into());
+        }
+        installation::read(&mut connection).await?;
+        Ok(connection.close().await?)
     }
 
     /// A connection for reading.
@@ -120,6 +137,14 @@ impl Change {
     pub async fn commit(self) -> Result<(), StoreError> {
         Ok(self.transaction.commit().await?)
     }
+}
+
+fn options(path: &Path, create: bool) -> Result<AnyConnectOptions, sqlx::Error> {
+    let mode = if create { "rwc" } else { "rw" };
+    let url = format!("sqlite://{}?mode={mode}", percent_encoded(path));
+    let options = url.parse::<AnyConnectOptions>()?;
+    let options = options.log_statements(LevelFilter::Trace);
+    Ok(options.log_slow_statements(LevelFilter::Warn, Duration::from_secs(1)))
 }
 
 fn pool(connections: u32) -> AnyPoolOptions {

@@ -302,6 +302,16 @@ impl Client {
         Ok(listed.await?.items)
     }
 
+    pub(crate) async fn machine(&self, machine: &MachineRef) -> Result<MachineRecord, Failure> {
+        let message = pb::GetMachineRequest {
+            name: machine.resource(),
+        };
+        Ok(self
+            .within(ANSWER, self.machine_service().get_machine(timed(message, ANSWER)))
+            .await?
+            .into())
+    }
+
     pub(crate) async fn policy(&self, machine: &MachineRef) -> Result<PolicyRecord, Failure> {
         let message = pb::GetPolicyRequest {
             name: machine.policy(),

@@ -11,6 +11,7 @@ use nightlatch_proto::error::Problem;
 use nightlatch_proto::pb;
 use nightlatch_proto::pb::access_service_server::{AccessService, AccessServiceServer};
 use nightlatch_proto::pb::audit_service_server::{AuditService, AuditServiceServer};
+use nightlatch_proto::pb::machine_service_server::{MachineService, MachineServiceServer};
 use tempfile::TempDir;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::Server;
@@ -59,6 +60,7 @@ impl Fake {
                 .unwrap()
                 .add_service(AccessServiceServer::new(answers.clone()))
                 .add_service(AuditServiceServer::new(answers.clone()))
+                .add_service(MachineServiceServer::new(answers.clone()))
         };
         runtime.spawn(server.serve_with_incoming(incoming));
         let fake = Self {
@@ -175,8 +177,13 @@ fn grant(number: u32) -> pb::Grant {
 fn known(name: &str, state: impl Fn(u32) -> pb::GrantState) -> Result<Response<pb::Grant>, Status> {
     let number = (1..=2).find(|number| grant(*number).name == name);
     let number = number.ok_or_else(|| Status::not_found("no such grant"))?;
+    let message = match state(number) {
+        pb::GrantState::Closing => "ended, but away-1 is away: on the host the grant runs to its end there",
+        _ => "",
+    };
     Ok(Response::new(pb::Grant {
         state: state(number).into(),
+        message: message.to_string(),
         ..grant(number)
     }))
 }
@@ -277,8 +284,14 @@ impl AccessService for Answers {
 
     async fn cancel_access_request(
         &self,
-        _: Request<pb::CancelAccessRequestRequest>,
+        request: Request<pb::CancelAccessRequestRequest>,
     ) -> Result<Response<pb::AccessRequest>, Status> {
+        let name = request.into_inner().name;
+        if name.ends_with('7') {
+            let mut withdrawn = access_request(&[], false);
+            withdrawn.name = name;
+            return Ok(Response::new(withdrawn));
+        }
         Err(Status::not_found("no such request"))
     }
 }
@@ -319,5 +332,42 @@ impl AuditService for Answers {
         _: Request<pb::ListSigningKeysRequest>,
     ) -> Result<Response<pb::ListSigningKeysResponse>, Status> {
         Ok(Response::new(pb::ListSigningKeysResponse::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl MachineService for Answers {
+    async fn get_machine(
+        &self,
+        request: Request<pb::GetMachineRequest>,
+    ) -> Result<Response<pb::Machine>, Status> {
+        let machine = request.into_inner().name.replace("machines/", "");
+        Ok(Response::new(pb::Machine {
+            connected: !machine.starts_with("away"),
+            display_name: machine,
+            ..pb::Machine::default()
+        }))
+    }
+
+    async fn list_machines(
+        &self,
+        _: Request<pb::ListMachinesRequest>,
+    ) -> Result<Response<pb::ListMachinesResponse>, Status> {
+        Ok(Response::new(pb::ListMachinesResponse::default()))
+    }
+
+    async fn get_policy(&self, _: Request<pb::GetPolicyRequest>) -> Result<Response<pb::Policy>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn update_policy(
+        &self,
+        request: Request<pb::UpdatePolicyRequest>,
+    ) -> Result<Response<pb::Policy>, Status> {
+        Ok(Response::new(request.into_inner().policy.unwrap()))
+    }
+
+    async fn delete_policy(&self, _: Request<pb::DeletePolicyRequest>) -> Result<Response<()>, Status> {
+        Ok(Response::new(()))
     }
 }

@@ -132,6 +132,32 @@ fn an_end_that_the_host_has_not_confirmed_is_exit_3() {
 }
 
 #[test]
+fn what_waits_is_withdrawn_by_revoke_too() {
+    let fake = Fake::start();
+    for target in [
+        "accessRequests/00000000-0000-7000-8000-000000000007",
+        "00000000-0000-7000-8000-000000000007",
+    ] {
+        let output = fake.run(&["revoke", target]);
+        assert_ends(&output, 0, &[]);
+        assert!(text(&output.stdout).contains("withdrawn"), "{target}");
+    }
+}
+
+#[test]
+fn a_policy_for_a_machine_that_is_away_is_exit_3_and_says_when_it_takes_effect() {
+    let fake = Fake::start();
+    let output = fake.run(&["policy", "set", "web-1", "--port", "22/tcp"]);
+    assert_ends(&output, 0, &[]);
+    let output = fake.run(&["policy", "set", "away-1", "--port", "22/tcp"]);
+    assert_ends(
+        &output,
+        3,
+        &["away-1 is away: its ports are shut when it connects"],
+    );
+}
+
+#[test]
 fn interrupted_while_waiting_says_that_the_request_stands() {
     let fake = Fake::start();
     let mut child = fake

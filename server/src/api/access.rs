@@ -15,8 +15,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::door::caller;
-use super::{named_machine, page_size, page_token, shown};
-use crate::issuer::{Issuer, Standing, Whose};
+use super::{carried_through, named_machine, page_size, page_token, shown};
+use crate::issuer::{Issuer, Standing, Whose, not_lapsed_after};
 use crate::refusal::Refusal;
 use crate::store::{grants, requests};
 
@@ -35,7 +35,8 @@ impl AccessService for Access {
         let asked = Asked::try_from(request.into_inner())?;
         let wait = asked.wait;
         let now = self.issuer.clock.now();
-        let accepted = self.issuer.request(&caller, asked, now).await?;
+        let issuer = self.issuer.clone();
+        let accepted = carried_through(async move { issuer.request(&caller, asked, now).await }).await?;
         let standing = self.issuer.follow(accepted, wait).await?;
         Ok(Response::new(shown::access_request(standing, &self.issuer.fleet)))
     }
@@ -66,7 +67,7 @@ impl AccessService for Access {
         let filter = requests::Filter {
             machine: self.machine_named(&machine).await?,
             subject: self.subject_shown(&caller, own_only),
-            waiting_only,
+            waiting_after: waiting_only.then(|| not_lapsed_after(self.issuer.clock.now())),
         };
         let page = self.issuer.standings(&filter, before, size).await?;
         let shown = |standing| shown::access_request(standing, &self.issuer.fleet);
@@ -156,7 +157,8 @@ impl AccessService for Access {
         let caller = caller(&request)?;
         let pb::CancelAccessRequestRequest { name } = request.into_inner();
         let id = read_request("name", &name)?;
-        self.issuer.withdraw(&caller, id, self.issuer.clock.now()).await?;
+        let (issuer, now) = (self.issuer.clone(), self.issuer.clock.now());
+        carried_through(async move { issuer.withdraw(&caller, id, now).await }).await?;
         let standing = self.issuer.standing(id).await?;
         Ok(Response::new(shown::access_request(standing, &self.issuer.fleet)))
     }
@@ -199,9 +201,8 @@ impl Access {
         wait: Duration,
     ) -> Result<Response<pb::Grant>, Status> {
         let id = read_grant("name", name)?;
-        self.issuer
-            .end(caller, id, whose, self.issuer.clock.now())
-            .await?;
+        let (issuer, caller, now) = (self.issuer.clone(), caller.clone(), self.issuer.clock.now());
+        carried_through(async move { issuer.end(&caller, id, whose, now).await }).await?;
         let (grant, now) = self.issuer.follow_end(id, wait).await?;
         Ok(Response::new(shown::grant(grant, &self.issuer.fleet, now)))
     }

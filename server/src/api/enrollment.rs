@@ -8,6 +8,7 @@ use nightlatch_proto::pb;
 use nightlatch_proto::pb::enrollment_service_server::EnrollmentService;
 use tonic::{Request, Response, Status};
 
+use super::carried_through;
 use super::door::address;
 use crate::clock::Clock;
 use crate::enrolment::{Applicant, Enrolment};
@@ -17,7 +18,7 @@ const LONGEST_CERTIFICATE_REQUEST: usize = 16 * 1024;
 
 /// How a machine joins.
 pub struct Enrollment {
-    pub enrolment: Enrolment,
+    pub enrolment: Arc<Enrolment>,
     pub clock: Arc<dyn Clock>,
     pub root: PublicKey,
     pub agent_addresses: Vec<String>,
@@ -58,7 +59,8 @@ impl EnrollmentService for Enrollment {
                 .map_err(|error| InvalidField::new("receipt_public_key", error))?,
             address,
         };
-        let enrolled = self.enrolment.enroll(applicant, self.clock.now()).await?;
+        let (enrolment, now) = (self.enrolment.clone(), self.clock.now());
+        let enrolled = carried_through(async move { enrolment.enroll(applicant, now).await }).await?;
         Ok(Response::new(pb::EnrollResponse {
             machine_id: enrolled.id.to_string(),
             machine_name: enrolled.name.to_string(),

@@ -10,7 +10,7 @@ use nightlatch_proto::pb::machine_service_server::MachineService;
 use tonic::{Request, Response, Status};
 
 use super::door::caller;
-use super::{named_machine, page_size, page_token, shown};
+use super::{carried_through, named_machine, page_size, page_token, shown};
 use crate::issuer::Issuer;
 use crate::policies::Policies;
 use crate::refusal::Refusal;
@@ -19,7 +19,7 @@ use crate::store::machines;
 /// Machines and their policies.
 pub struct Machines {
     pub issuer: Arc<Issuer>,
-    pub policies: Policies,
+    pub policies: Arc<Policies>,
 }
 
 #[tonic::async_trait]
@@ -92,7 +92,9 @@ impl MachineService for Machines {
         let etag = policy.etag.clone();
         let policy = Policy::try_from(policy).map_err(|error| error.within("policy"))?;
         let now = self.issuer.clock.now();
-        let machine = self.policies.set(&caller, &which, &policy, &etag, now).await?;
+        let policies = self.policies.clone();
+        let machine =
+            carried_through(async move { policies.set(&caller, &which, &policy, &etag, now).await }).await?;
         let policy = shown::machine_policy(&machine).ok_or_else(|| Refusal::NoPolicy(machine.name))?;
         Ok(Response::new(policy))
     }
@@ -101,9 +103,8 @@ impl MachineService for Machines {
         let caller = caller(&request)?;
         let pb::DeletePolicyRequest { name, etag } = request.into_inner();
         let which = read_policy("name", &name)?;
-        self.policies
-            .delete(&caller, &which, &etag, self.issuer.clock.now())
-            .await?;
+        let (policies, now) = (self.policies.clone(), self.issuer.clock.now());
+        carried_through(async move { policies.delete(&caller, &which, &etag, now).await }).await?;
         Ok(Response::new(()))
     }
 }

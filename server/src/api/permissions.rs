@@ -43,7 +43,7 @@ const METHODS: &[(&str, Rule)] = &[
     ),
     (
         "/nightlatch.v1.AccessService/CancelAccessRequest",
-        Rule::Needs(&[RequestAccess]),
+        Rule::Needs(&[RequestAccess, RevokeGrants]),
     ),
     (
         "/nightlatch.v1.AccessService/GetGrant",
@@ -112,7 +112,7 @@ mod tests {
         ("AccessService/GetAccessRequest", "rrrrra"),
         ("AccessService/ListAccessRequests", "rrrrra"),
         ("AccessService/WatchAccessRequest", "rrrrra"),
-        ("AccessService/CancelAccessRequest", "-r---a"),
+        ("AccessService/CancelAccessRequest", "-rr--a"),
         ("AccessService/GetGrant", "rrrrra"),
         ("AccessService/ListGrants", "rrrrra"),
         ("AccessService/EndGrant", "-r---a"),

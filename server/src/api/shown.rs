@@ -87,7 +87,9 @@ fn grant_message(grant: &Grant, machine: &str, is_connected: bool, now: Timestam
         (State::Open, true) => format!("open until {end}"),
         (State::Open, false) => format!("open until {end}; {machine} is away and shuts by itself then"),
         (State::Refused, _) => "the host has refused the grant".to_owned(),
-        (State::Closing, true) => format!("ended; {machine} has not confirmed yet"),
+        (State::Closing, true) => format!(
+            "ended, but {machine} has not confirmed: until it does, the grant runs on there, to its end at {end}"
+        ),
         (State::Closing, false) => format!(
             "ended, but {machine} is away: on the host the grant runs to its end at {end}, unless it connects earlier"
         ),
@@ -148,11 +150,9 @@ fn shown_outcome(outcome: &Outcome, standing: &Standing, fleet: &Fleet) -> pb::O
             String::new(),
             waiting(standing, machine_name.as_str(), *last_seen_at),
         ),
-        (Fate::Withdrawn, _) => (
-            pb::OutcomeState::Ended,
-            "WITHDRAWN".to_owned(),
-            "withdrawn by its requester".to_owned(),
-        ),
+        (Fate::Withdrawn { message }, _) => {
+            (pb::OutcomeState::Ended, "WITHDRAWN".to_owned(), message.clone())
+        }
         (Fate::Denied { reason, message }, _) => (pb::OutcomeState::Refused, reason.clone(), message.clone()),
     };
     pb::Outcome {

@@ -43,8 +43,15 @@ impl Issuer {
                 needed: Permission::RevokeGrants,
             });
         }
-        if !matches!(grant.state(now), State::Opening | State::Open) {
-            return Ok(());
+        match grant.state(now) {
+            State::Opening | State::Open => {}
+            State::Closing => {
+                drop(change);
+                // Whoever repeats it wants the host to hear of it.
+                self.fleet.publish(grant.machine);
+                return Ok(());
+            }
+            State::Refused | State::Ended => return Ok(()),
         }
         let machine = machines::by_id(change.connection(), grant.machine).await?;
         let generation = next_generation(&mut change, &machine, now).await?;

@@ -7,7 +7,7 @@ use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::ceiling::HostCeiling;
 use nightlatch_core::id::RequestId;
 use nightlatch_core::request::Denial;
-use nightlatch_core::rights::Caller;
+use nightlatch_core::rights::{Caller, Permission};
 use nightlatch_core::time::Timestamp;
 
 use super::{Issuer, decide};
@@ -15,13 +15,58 @@ use crate::audit;
 use crate::refusal::{Refusal, lapsed};
 use crate::store::machines::Machine;
 use crate::store::requests::{Fate, Request};
-use crate::store::{Change, StoreError, events, requests};
+use crate::store::{Change, StoreError, events, requests, users};
 
 /// Whoever asked has long turned to something else then.
 pub const WAITS_AT_MOST: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) fn has_lapsed(request: &Request, now: Timestamp) -> bool {
     now.since(request.created_at) >= WAITS_AT_MOST
+}
+
+/// Whatever was asked for up to this moment no longer waits.
+pub fn not_lapsed_after(now: Timestamp) -> Timestamp {
+    now.checked_sub(WAITS_AT_MOST).unwrap_or(now)
+}
+
+/// Settles what waits for a machine that another one has replaced.
+pub(crate) async fn deny_waiting(
+    change: &mut Change,
+    machine: &Machine,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let reason = "MACHINE_REPLACED";
+    let message = format!(
+        "another machine has taken the place of {}: ask again",
+        machine.name
+    );
+    for request in requests::waiting_for(change.connection(), machine.id).await? {
+        let fate = Fate::Denied {
+            reason: reason.to_owned(),
+            message: message.clone(),
+        };
+        settle(change, machine, &request, &fate, now).await?;
+    }
+    Ok(())
+}
+
+async fn settle(
+    change: &mut Change,
+    machine: &Machine,
+    request: &Request,
+    fate: &Fate,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    requests::settle(change.connection(), request.id, machine.id, fate).await?;
+    let Fate::Denied { reason, message } = fate else {
+        return Ok(());
+    };
+    let actor = audit::SERVER.to_owned();
+    let event = Event::new(now, EventKind::AccessDenied, actor, message.clone());
+    let mut event = audit::about(event, machine.id, &machine.name);
+    event.request = Some(request.id);
+    event.reason = Some(reason.clone());
+    events::record(change.connection(), &event, Some(&request.subject)).await
 }
 
 impl Issuer {
@@ -43,19 +88,7 @@ impl Issuer {
             let fate = self
                 .decide_again(change, machine, ceiling, &request, generation, now)
                 .await?;
-            requests::settle(change.connection(), request.id, machine.id, &fate).await?;
-            if let Fate::Denied { reason, message } = &fate {
-                let event = Event::new(
-                    now,
-                    EventKind::AccessDenied,
-                    audit::SERVER.to_owned(),
-                    message.clone(),
-                );
-                let mut event = audit::about(event, machine.id, &machine.name);
-                event.request = Some(request.id);
-                event.reason = Some(reason.clone());
-                events::record(change.connection(), &event, Some(&request.subject)).await?;
-            }
+            settle(change, machine, &request, &fate, now).await?;
             any |= matches!(fate, Fate::Signed(_));
         }
         Ok(any)
@@ -77,6 +110,23 @@ impl Issuer {
                 message,
             });
         }
+        let user = users::find(change.connection(), &request.subject).await?;
+        let may = user.is_some_and(|user| {
+            user.roles
+                .iter()
+                .any(|role| role.allows(Permission::RequestAccess))
+        });
+        if !may {
+            let message = format!(
+                "{} may no longer ask for access: it takes the permission {}",
+                request.subject,
+                Permission::RequestAccess
+            );
+            return Ok(Fate::Denied {
+                reason: "PERMISSION_MISSING".to_owned(),
+                message,
+            });
+        }
         let approval = match decide(machine, ceiling, request, now) {
             Ok(approval) => approval,
             Err(denial) => return Ok(denied(&denial)),
@@ -92,24 +142,32 @@ impl Issuer {
         )
     }
 
-    /// Withdraws a caller's own request where it still waits. Elsewhere nothing changes.
+    /// Withdraws a request where it still waits: the caller's own, or anyone's by whoever may revoke grants.
+    /// Elsewhere nothing changes.
     ///
     /// # Errors
-    /// No such request of the caller's, a store that doesn't answer.
+    /// No such request that the caller may withdraw, a store that doesn't answer.
     pub async fn withdraw(&self, caller: &Caller, id: RequestId, now: Timestamp) -> Result<(), Refusal> {
         let mut change = self.store.change().await?;
         let request = requests::find(change.connection(), id).await?;
-        if request.is_none_or(|request| request.subject != caller.subject) {
-            return Err(Refusal::UnknownRequest(id));
-        }
+        let request = request
+            .filter(|request| request.subject == caller.subject || caller.may(Permission::RevokeGrants))
+            .ok_or(Refusal::UnknownRequest(id))?;
+        let message = if request.subject == caller.subject {
+            "withdrawn by its requester".to_owned()
+        } else {
+            format!("withdrawn by {}", caller.subject)
+        };
+        let withdrawn = Fate::Withdrawn {
+            message: message.clone(),
+        };
         let outcomes = requests::outcomes(change.connection(), id).await?;
         for outcome in outcomes.iter().filter(|outcome| outcome.fate == Fate::Waiting) {
-            requests::settle(change.connection(), id, outcome.machine, &Fate::Withdrawn).await?;
-            let message = "withdrawn by its requester".to_owned();
-            let event = audit::by(caller, now, EventKind::AccessWithdrawn, message);
+            requests::settle(change.connection(), id, outcome.machine, &withdrawn).await?;
+            let event = audit::by(caller, now, EventKind::AccessWithdrawn, message.clone());
             let mut event = audit::about(event, outcome.machine, &outcome.machine_name);
             event.request = Some(id);
-            events::record(change.connection(), &event, Some(&caller.subject)).await?;
+            events::record(change.connection(), &event, Some(&request.subject)).await?;
         }
         change.commit().await?;
         for outcome in outcomes {

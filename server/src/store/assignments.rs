@@ -131,3 +131,20 @@ pub async fn never_opened(
     .await?;
     rows.iter().map(|row| parsed(row, "id")).collect()
 }
+
+/// Takes the generations of a machine's grants back to at most `most`.
+pub async fn clamp(
+    connection: &mut AnyConnection,
+    machine: MachineId,
+    most: Generation,
+) -> Result<(), StoreError> {
+    for column in ["added_generation", "removed_generation"] {
+        let sql = format!("UPDATE grants SET {column} = $2 WHERE machine = $1 AND {column} > $2");
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(machine.to_string())
+            .bind(from_number(most.0))
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}

@@ -67,8 +67,10 @@ pub enum Fate {
     /// Approved; the grant is signed when the machine connects.
     Waiting,
     Signed(GrantId),
-    /// By its requester, before it was signed.
-    Withdrawn,
+    /// Before it was signed.
+    Withdrawn {
+        message: String,
+    },
     /// When it was decided again.
     Denied {
         reason: String,
@@ -81,7 +83,7 @@ impl Fate {
         match self {
             Self::Waiting => "waiting",
             Self::Signed(_) => "signed",
-            Self::Withdrawn => "withdrawn",
+            Self::Withdrawn { .. } => "withdrawn",
             Self::Denied { .. } => "denied",
         }
     }
@@ -157,7 +159,8 @@ pub async fn settle(
     fate: &Fate,
 ) -> Result<(), StoreError> {
     let (grant, reason, message) = match fate {
-        Fate::Waiting | Fate::Withdrawn => (None, None, None),
+        Fate::Waiting => (None, None, None),
+        Fate::Withdrawn { message } => (None, None, Some(message)),
         Fate::Signed(grant) => (Some(grant.to_string()), None, None),
         Fate::Denied { reason, message } => (None, Some(reason), Some(message)),
     };
@@ -203,8 +206,8 @@ pub async fn waiting_for(
 pub struct Filter {
     pub machine: Option<MachineId>,
     pub subject: Option<Subject>,
-    /// Only those that still wait for a machine.
-    pub waiting_only: bool,
+    /// Only those that still wait for a machine, and were asked for after this moment.
+    pub waiting_after: Option<Timestamp>,
 }
 
 /// Newest first, those with a smaller id than `before`.
@@ -217,23 +220,24 @@ pub async fn list(
     let Filter {
         machine,
         subject,
-        waiting_only,
+        waiting_after,
     } = filter;
     let mut conditions = Conditions::default();
     conditions.equal("subject", subject.as_ref().map(ToString::to_string));
     conditions.equal("outcomes.machine", machine.map(|id| id.to_string()));
-    conditions.equal("outcomes.state", waiting_only.then(|| "waiting".to_owned()));
+    conditions.equal("outcomes.state", waiting_after.map(|_| "waiting".to_owned()));
     let sql = format!(
         "SELECT DISTINCT requests.id, subject, created_at, wish
          FROM requests JOIN outcomes ON outcomes.request = requests.id
-         WHERE requests.id < $1{} ORDER BY requests.id DESC LIMIT $2",
-        conditions.sql(3)
+         WHERE requests.id < $1 AND requests.created_at > $3{} ORDER BY requests.id DESC LIMIT $2",
+        conditions.sql(4)
     );
     // Greater than any id.
     let before = before.map_or_else(|| "~".to_owned(), |id| id.to_string());
     let query = sqlx::query(AssertSqlSafe(sql))
         .bind(before)
-        .bind(size.saturating_add(1));
+        .bind(size.saturating_add(1))
+        .bind(waiting_after.map_or(i64::MIN, Timestamp::micros));
     let rows = conditions.bind(query).fetch_all(connection).await?;
     let entries = rows.iter().map(request).collect::<Result<_, _>>()?;
     // Each may have 64 machines with a sentence.
@@ -292,7 +296,9 @@ fn outcome(row: &AnyRow) -> Result<Outcome, StoreError> {
     let grant: Option<GrantId> = maybe_parsed(row, "outcome_grant")?;
     let fate = match (text(row, "outcome_state")?.as_str(), grant) {
         ("waiting", _) => Fate::Waiting,
-        ("withdrawn", _) => Fate::Withdrawn,
+        ("withdrawn", _) => Fate::Withdrawn {
+            message: maybe_text(row, "outcome_message")?.unwrap_or_default(),
+        },
         ("signed", Some(grant)) => Fate::Signed(grant),
         ("denied", _) => Fate::Denied {
             reason: maybe_text(row, "outcome_reason")?.unwrap_or_default(),

@@ -151,7 +151,14 @@ async fn what_waits_can_be_withdrawn_and_lapses_after_a_day() {
     let cancel = pb::CancelAccessRequestRequest {
         name: withdrawn.name.clone(),
     };
-    let others = admin
+    let mut bob = world
+        .client(
+            &world
+                .person("bob", &[nightlatch_core::rights::Role::Requester])
+                .await,
+        )
+        .await;
+    let others = bob
         .access
         .cancel_access_request(cancel.clone())
         .await
@@ -178,6 +185,7 @@ async fn what_waits_can_be_withdrawn_and_lapses_after_a_day() {
     assert_eq!(admin.events_of("access.withdrawn").await.len(), 1);
     let lapsed = alice.request(ask(&["web-1"], 0)).await.unwrap();
     world.clock.advance(Duration::from_secs(24 * 3600));
+    assert!(alice.waiting().await.is_empty());
     let get = pb::GetAccessRequestRequest { name: lapsed.name };
     let shown = alice.access.get_access_request(get).await.unwrap().into_inner();
     assert_eq!(

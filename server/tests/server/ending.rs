@@ -2,9 +2,13 @@ use std::time::Duration;
 
 use nightlatch_proto::pb;
 use nightlatch_server::clock::Clock;
+use nightlatch_server::state::DATABASE;
+use nightlatch_server::store::{Store, grants, machines};
 use pb::GrantState::{Closing, Ended, Open};
 use pb::connect_response::Message as Answer;
+use tokio::sync::mpsc::WeakSender;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tonic::Code;
 
 use crate::host::{Host, Link};
@@ -15,6 +19,7 @@ struct Scene {
     alice: Client,
     admin: Client,
     attending: JoinHandle<Host>,
+    say: WeakSender<pb::ConnectRequest>,
     grant: String,
 }
 
@@ -24,7 +29,9 @@ async fn opened() -> Scene {
     let (mut alice, mut admin) = world.two_people().await;
     let host = Host::enrol(&world, "web-1").await;
     admin.set_policy("web-1", vec![ssh_rule()]).await;
-    let attending = host.attend(&world).await;
+    let link = Link::connect(host, &world).await.unwrap();
+    let say = link.say.downgrade();
+    let attending = link.attend(&world);
     let request = alice.request(ask(&["web-1"], 10)).await.unwrap();
     until(async || {
         let grant = request_grant(&alice, &request.name).await;
@@ -37,8 +44,126 @@ async fn opened() -> Scene {
         alice,
         admin,
         attending,
+        say,
         grant,
     }
+}
+
+/// Ends a grant in the store alone, as a server does that dies before it tells the host.
+async fn end_untold(world: &World, grant: &str) {
+    let store = Store::open(&world.config.state.join(DATABASE), false)
+        .await
+        .unwrap();
+    let mut change = store.change().await.unwrap();
+    let id = grant.strip_prefix("grants/").unwrap().parse().unwrap();
+    let machine = grants::find(change.connection(), id)
+        .await
+        .unwrap()
+        .unwrap()
+        .machine;
+    let now = world.clock.now();
+    let machine = machines::by_id(change.connection(), machine).await.unwrap();
+    let generation = machine.next_generation(now);
+    let ended = grants::Ended {
+        at: now,
+        by: "person/admin".to_owned(),
+        reason: "REVOKED".to_owned(),
+    };
+    grants::end(change.connection(), id, &ended, generation)
+        .await
+        .unwrap();
+    machines::set_generation(change.connection(), machine.id, generation)
+        .await
+        .unwrap();
+    change.commit().await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_revoke_whose_caller_goes_away_is_carried_through() {
+    let Scene {
+        world,
+        alice,
+        mut admin,
+        grant,
+        ..
+    } = opened().await;
+    let store = Store::open(&world.config.state.join(DATABASE), false)
+        .await
+        .unwrap();
+    // The revoke has to wait for this change, and its caller does not.
+    let change = store.change().await.unwrap();
+    let call = pb::RevokeGrantRequest {
+        name: grant.clone(),
+        wait: Some(seconds(10)),
+    };
+    let gone = timeout(Duration::from_millis(300), admin.access.revoke_grant(call)).await;
+    assert!(gone.is_err());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(change);
+    until(async || alice.clone().grant(&grant).await.state() == Ended).await;
+    assert_eq!(alice.clone().grant(&grant).await.reason, "REVOKED");
+}
+
+#[tokio::test]
+async fn an_end_that_the_host_was_never_told_reaches_it_with_the_next_clock_answer() {
+    let Scene {
+        world,
+        alice,
+        say,
+        grant,
+        ..
+    } = opened().await;
+    end_untold(&world, &grant).await;
+    assert_eq!(alice.clone().grant(&grant).await.state(), Closing);
+    let question = pb::ClockQuestion { number: 2 };
+    let question = pb::ConnectRequest {
+        message: Some(pb::connect_request::Message::ClockQuestion(question)),
+    };
+    say.upgrade().unwrap().send(question).await.unwrap();
+    until(async || alice.clone().grant(&grant).await.state() == Ended).await;
+}
+
+#[tokio::test]
+async fn a_revoke_that_is_repeated_tells_the_host_again() {
+    let Scene {
+        world,
+        mut admin,
+        grant,
+        ..
+    } = opened().await;
+    end_untold(&world, &grant).await;
+    let call = pb::RevokeGrantRequest {
+        name: grant,
+        wait: Some(seconds(10)),
+    };
+    let revoked = admin.access.revoke_grant(call).await.unwrap().into_inner();
+    assert_eq!(revoked.state(), Ended);
+}
+
+#[tokio::test]
+async fn a_revoke_that_a_connected_host_does_not_confirm_says_that_the_grant_runs_on() {
+    let world = World::begin().await;
+    let (mut alice, mut admin) = world.two_people().await;
+    let host = Host::enrol(&world, "web-1").await;
+    admin.set_policy("web-1", vec![ssh_rule()]).await;
+    let mut link = Link::connect(host, &world).await.unwrap();
+    let request = alice.request(ask(&["web-1"], 0)).await.unwrap();
+    let name = request.name;
+    while link.host.grants.is_empty() {
+        let answer = timeout(SOON, link.next()).await.unwrap().unwrap();
+        link.obey(answer, world.clock.now()).await;
+    }
+    until(async || alice.outcome(&name).await.state() == pb::OutcomeState::Open).await;
+    let call = pb::RevokeGrantRequest {
+        name: alice.outcome(&name).await.grant,
+        wait: Some(seconds(0)),
+    };
+    let revoked = admin.access.revoke_grant(call).await.unwrap().into_inner();
+    assert_eq!(revoked.state(), Closing);
+    let says = "web-1 has not confirmed: until it does, the grant runs on there, to its end at 2";
+    assert!(revoked.message.contains(says), "{}", revoked.message);
+    assert!(!revoked.message.contains('.'), "{}", revoked.message);
 }
 
 async fn request_grant(client: &Client, name: &str) -> Option<pb::Grant> {
@@ -88,6 +213,7 @@ async fn revoking_on_an_away_host_says_that_the_grant_runs_there_until_it_connec
         mut admin,
         attending,
         grant,
+        ..
     } = opened().await;
     attending.abort();
     assert!(attending.await.is_err());
@@ -193,6 +319,7 @@ async fn deleting_a_policy_ends_the_machine_s_grants_and_unguards_it() {
         mut admin,
         attending,
         grant,
+        ..
     } = opened().await;
     let call = pb::DeletePolicyRequest {
         name: "machines/web-1/policy".to_owned(),
@@ -206,7 +333,7 @@ async fn deleting_a_policy_ends_the_machine_s_grants_and_unguards_it() {
     until(async || alice.clone().grant(&grant).await.state() == Ended).await;
     assert_eq!(alice.clone().grant(&grant).await.reason, "POLICY_DELETED");
     world.stop().await;
-    let host = tokio::time::timeout(SOON, attending).await.unwrap().unwrap();
+    let host = timeout(SOON, attending).await.unwrap().unwrap();
     assert!(host.policy.unwrap().policy().guarded.is_empty());
     assert!(host.grants.is_empty());
 }

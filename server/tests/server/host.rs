@@ -215,14 +215,7 @@ impl Host {
 
     /// Connects and does as it is told, until the stream ends.
     pub(crate) async fn attend(self, world: &World) -> JoinHandle<Self> {
-        let mut link = Link::connect(self, world).await.unwrap();
-        let clock = world.clock.clone();
-        tokio::spawn(async move {
-            while let Some(answer) = link.next().await {
-                link.obey(answer, clock.now()).await;
-            }
-            link.host
-        })
+        Link::connect(self, world).await.unwrap().attend(world)
     }
 }
 
@@ -258,6 +251,17 @@ impl Link {
             say,
             answers,
             arrival: PartsInArrival::default(),
+        })
+    }
+
+    /// Does as it is told, until the stream ends.
+    pub(crate) fn attend(mut self, world: &World) -> JoinHandle<Host> {
+        let clock = world.clock.clone();
+        tokio::spawn(async move {
+            while let Some(answer) = self.next().await {
+                self.obey(answer, clock.now()).await;
+            }
+            self.host
         })
     }
 

@@ -53,6 +53,28 @@ async fn a_server_does_not_start_with_a_key_that_others_may_read_or_a_list_of_ot
 }
 
 #[tokio::test]
+async fn checking_finds_what_would_keep_the_server_from_starting() {
+    let mut world = World::begin().await;
+    Server::check(&world.config).await.unwrap();
+    world.stop().await;
+    Server::check(&world.config).await.unwrap();
+    let failure = async |config: &ServerConfig| {
+        let checked = Server::check(config).await;
+        checked.err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    let state = world.config.state.clone();
+    let key = state.join("server.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(failure(&world.config).await.contains("chmod 600"));
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    for file in ["nightlatch.db-wal", "nightlatch.db-shm"] {
+        drop(std::fs::remove_file(state.join(file)));
+    }
+    std::fs::write(state.join("nightlatch.db"), "damaged").unwrap();
+    assert!(failure(&world.config).await.contains("nightlatch.db"));
+}
+
+#[tokio::test]
 async fn two_servers_never_run_over_one_state_directory() {
     let mut world = World::begin().await;
     let second = Server::bind(&world.config, Arc::new(HandClock::default())).await;
@@ -83,15 +105,39 @@ async fn the_server_certificate_is_renewed_before_it_ends() {
 #[tokio::test]
 async fn the_root_key_is_removed_only_after_it_was_exported() {
     let world = World::begin().await;
-    assert!(console::remove_root(&world.config).is_err());
+    assert!(
+        console::remove_root(&world.config, world.clock.now())
+            .await
+            .is_err()
+    );
     let file = world.directory.path().join("root.copy");
-    console::export_root(&world.config, &file).unwrap();
-    assert!(console::export_root(&world.config, &file).is_err());
+    console::export_root(&world.config, &file, world.clock.now())
+        .await
+        .unwrap();
+    assert!(
+        console::export_root(&world.config, &file, world.clock.now())
+            .await
+            .is_err()
+    );
     assert_eq!(
         std::fs::read(&file).unwrap(),
         std::fs::read(world.config.state.join("root.key")).unwrap()
     );
-    console::remove_root(&world.config).unwrap();
+    console::remove_root(&world.config, world.clock.now())
+        .await
+        .unwrap();
     assert!(!world.config.state.join("root.key").exists());
-    assert!(console::export_root(&world.config, &world.directory.path().join("again")).is_err());
+    assert!(
+        console::export_root(
+            &world.config,
+            &world.directory.path().join("again"),
+            world.clock.now()
+        )
+        .await
+        .is_err()
+    );
+    let mut admin = world.client(&world.admin()).await;
+    for kind in ["root.exported", "root.removed"] {
+        assert_eq!(admin.events_of(kind).await.len(), 1, "{kind}");
+    }
 }

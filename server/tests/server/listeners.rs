@@ -238,7 +238,7 @@ async fn each_role_gets_past_the_door_for_its_own_methods_only() {
         let expected = match role {
             Role::Reader => "-yy-yy--yyy---y",
             Role::Requester => "yyyyyyy-yyy---y",
-            Role::Approver => "-yy-yy-yyyy---y",
+            Role::Approver => "-yyyyy-yyyy---y",
             Role::PolicyEditor => "-yy-yy--yyyyy-y",
             Role::Auditor => "-yy-yy--yyy--yy",
             Role::Administrator => "yyyyyyyyyyyyyyy",

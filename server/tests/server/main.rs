@@ -14,4 +14,5 @@ mod listeners;
 mod pages;
 mod policies;
 mod restored;
+mod waiting;
 mod world;

@@ -92,9 +92,13 @@ async fn pages_hold_everything_once_and_in_order() {
 async fn bad_pages_are_refused_by_their_field() {
     let world = World::begin().await;
     let mut admin = world.client(&world.admin()).await;
+    let larger = pb::ListEventsRequest {
+        page_size: i32::MAX,
+        ..Default::default()
+    };
+    assert!(admin.audit.list_events(larger).await.is_ok());
     for (size, token, field) in [
         (-1, "", "page_size"),
-        (1001, "", "page_size"),
         (0, "made-up", "page_token"),
         (0, "bWFjaGluZXM6", "page_token"),
         (0, "ZXZlbnRzOng", "page_token"),

@@ -1,6 +1,12 @@
+use std::time::Duration;
+
+use nightlatch_core::keys::{KeyList, ListNumber};
 use nightlatch_core::receipt::Done;
+use nightlatch_core::signing::SigningKey;
 use nightlatch_proto::pb;
 use nightlatch_server::clock::Clock;
+use nightlatch_server::state::{DATABASE, KEY_LIST, ROOT_KEY, SIGNING_KEY};
+use nightlatch_server::store::{Store, installation};
 use pb::connect_response::Message as Answer;
 use uuid::Uuid;
 
@@ -207,4 +213,83 @@ async fn an_agent_that_breaks_the_protocol_is_told_so() {
         .await;
     let wait = async { while link.next().await.is_some() {} };
     tokio::time::timeout(SOON, wait).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_whose_clock_was_days_ahead_and_its_hosts_agree_again() {
+    const AHEAD: Duration = Duration::from_secs(3 * 24 * 3600);
+    let world = World::begin().await;
+    let (mut alice, mut admin) = world.two_people().await;
+    let host = Host::enrol(&world, "web-1").await;
+    world.clock.advance(AHEAD);
+    admin.set_policy("web-1", vec![ssh_rule()]).await;
+    let link = Link::connect(host.clone(), &world).await.unwrap();
+    alice.request(ask(&["web-1"], 0)).await.unwrap();
+    // It takes nothing of that.
+    drop(link);
+    world.clock.set_back(AHEAD);
+    let mut link = Link::connect(host, &world).await.unwrap();
+    link.until(world.clock.now(), |answer| {
+        matches!(answer, Answer::AssignmentPart(_)).then_some(())
+    })
+    .await;
+    let day = 24 * 3600 * 1_000_000;
+    let generation = i64::try_from(link.host.generation.0).unwrap();
+    assert!(generation < world.clock.now().micros() + day, "{generation}");
+    let _attending = link.attend(&world);
+    let request = alice.request(ask(&["web-1"], 10)).await.unwrap();
+    assert_eq!(request.outcomes[0].state(), pb::OutcomeState::Open);
+    let reported = admin.events_of("machine.reported").await;
+    assert_eq!(reported[0].reason, "GENERATION_SET_BACK");
+}
+
+#[tokio::test]
+async fn a_policy_that_a_former_key_has_signed_is_signed_anew() {
+    let mut world = World::begin().await;
+    let mut admin = world.client(&world.admin()).await;
+    let host = Host::enrol(&world, "web-1").await;
+    let etag = admin.set_policy("web-1", vec![ssh_rule()]).await.etag;
+    world.stop().await;
+    let (state, now) = (world.state(), world.clock.now());
+    let store = Store::open(&state.path(DATABASE), false).await.unwrap();
+    let id = installation::read(&mut store.read().await.unwrap())
+        .await
+        .unwrap()
+        .id;
+    store.close().await;
+    let root = SigningKey::from_pem(&state.read(ROOT_KEY).unwrap()).unwrap();
+    let key = SigningKey::from_seed(&rand::random());
+    let list = KeyList::new(id, ListNumber { epoch: 1, number: 2 }, vec![key.public()], now);
+    let list = String::from_utf8(list.seal(&root)).unwrap();
+    state.replace(SIGNING_KEY, &key.to_pem().unwrap(), 0o600).unwrap();
+    state.replace(KEY_LIST, &list, 0o644).unwrap();
+    world.start().await;
+    let mut link = Link::connect(host, &world).await.unwrap();
+    link.until(now, |answer| {
+        matches!(answer, Answer::AssignmentPart(_)).then_some(())
+    })
+    .await;
+    let policy = link.host.policy.as_ref().unwrap();
+    assert_eq!(policy.policy().guarded.len(), 1);
+    assert_ne!(format!("{}.{}", policy.rank().0, policy.rank().1), etag);
+}
+
+#[tokio::test]
+async fn whoever_sends_ever_more_that_is_no_receipt_fills_no_log_and_is_sent_away() {
+    let world = World::begin().await;
+    let mut admin = world.client(&world.admin()).await;
+    let host = Host::enrol(&world, "web-1").await;
+    let mut link = Link::connect(host, &world).await.unwrap();
+    let envelopes = vec![b"x".to_vec(); 100];
+    link.say(pb::connect_request::Message::Receipts(pb::Receipts { envelopes }))
+        .await;
+    let wait = async { while link.next().await.is_some() {} };
+    tokio::time::timeout(SOON, wait).await.unwrap();
+    let reported = admin.events_of("machine.reported").await;
+    assert_eq!(reported.len(), 4);
+    assert!(
+        reported
+            .iter()
+            .any(|event| event.reason == "RECEIPTS_REFUSED" && event.message.contains("97 more"))
+    );
 }

@@ -36,6 +36,11 @@ impl HandClock {
         self.0
             .fetch_add(i64::try_from(length.as_micros()).unwrap(), Ordering::SeqCst);
     }
+
+    pub(crate) fn set_back(&self, length: Duration) {
+        self.0
+            .fetch_sub(i64::try_from(length.as_micros()).unwrap(), Ordering::SeqCst);
+    }
 }
 
 impl Clock for HandClock {
@@ -251,6 +256,16 @@ impl Client {
             .into_iter()
             .map(|request| request.name)
             .collect()
+    }
+
+    /// What became of a request on its first machine.
+    pub(crate) async fn outcome(&self, name: &str) -> pb::Outcome {
+        let call = pb::GetAccessRequestRequest {
+            name: name.to_owned(),
+        };
+        let mut access = self.access.clone();
+        let request = access.get_access_request(call).await.unwrap().into_inner();
+        request.outcomes.into_iter().next().unwrap()
     }
 
     pub(crate) async fn grant(&mut self, name: &str) -> pb::Grant {

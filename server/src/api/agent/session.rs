@@ -20,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::agents::{Agents, Arrival, Dispatch, Holds};
 use crate::fleet::Presence;
+use crate::receipts::KEPT;
 use crate::refusal::Refusal;
 use crate::store::StoreError;
 
@@ -75,6 +76,7 @@ struct Course {
     knows_time: bool,
     asked_for_whole: bool,
     reports: u32,
+    bad_receipts: usize,
 }
 
 struct InFlight {
@@ -175,6 +177,7 @@ impl Session {
             knows_time: false,
             asked_for_whole: false,
             reports: 0,
+            bad_receipts: 0,
         };
         let begin = Instant::now() + CLOCK_WITHIN;
         let stopping = self.agents.issuer.stopping.clone();
@@ -248,6 +251,8 @@ impl Session {
                 self.answer(Answer::ClockAnswer(pb::ClockAnswer { number, time }))
                     .await?;
                 course.knows_time = true;
+                // Should a wake-up ever be missed, what is due is found here.
+                course.is_due = true;
                 Ok(())
             }
             Some(Said::AssignmentReply(reply)) => self.hear_reply(course, reply).await,
@@ -302,7 +307,7 @@ impl Session {
         }
     }
 
-    async fn hear_receipts(&self, course: &Course, receipts: pb::Receipts) -> Result<(), End> {
+    async fn hear_receipts(&self, course: &mut Course, receipts: pb::Receipts) -> Result<(), End> {
         let pb::Receipts { envelopes } = receipts;
         if envelopes.len() > MOST_RECEIPTS {
             let reason = format_args!(
@@ -314,8 +319,13 @@ impl Session {
         let key = &course.receipt_key;
         let stored = self
             .agents
-            .take_receipts(self.machine, key, envelopes, self.now())
+            .take_receipts(self.machine, key, envelopes, &mut course.bad_receipts, self.now())
             .await?;
+        if course.bad_receipts > KEPT {
+            let message = format!("more than {KEPT} of the receipts were none of this machine's");
+            let problem = Problem::new(Code::InvalidArgument, "RECEIPTS_REFUSED", message);
+            return Err(End::Refused(problem.into()));
+        }
         match stored {
             Some(sequence) => {
                 self.answer(Answer::ReceiptsStored(pb::ReceiptsStored { sequence }))
