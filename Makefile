@@ -37,7 +37,7 @@ bench: prerequisites-lab build ## What docs/performance.md tells, measured again
 test: lint unit-tests promises ## Everything: lints, unit tests, packets, the lab, the demo
 
 test-long: export NIGHTLATCH_LONG := 1
-test-long: test ## The same with every case of the tables that `test` samples
+test-long: test ## The same with many more cases where `test` takes samples
 
 lab-up: prerequisites-lab build ## A lab that stays: MACHINES=2 LAB=nl ENV=FILE (where to describe it)
 	@$(BIN)/nightlatch-lab up --name $(LAB) --machines $(MACHINES) --env $(abspath $(ENV)) --bin $(BIN)
@@ -54,7 +54,8 @@ lint: prerequisites-test ## Format, clippy, dependencies, the API's shape, the d
 	cargo deny --locked --log-level error check -D unmatched-skip -D unnecessary-skip bans licenses sources
 	@test -x $(BUF) || npm install --silent --no-fund --no-audit --prefix $(TARGET)/buf @bufbuild/buf@$(BUF_VERSION)
 	$(BUF) lint
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --profile ci --workspace --no-deps --quiet
+	@# Libraries only: what stands above a binary's arguments is its --help, written for the terminal.
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --profile ci --workspace --lib --no-deps --quiet
 
 unit-tests: prerequisites-test
 	$(CARGO_TEST) --no-run

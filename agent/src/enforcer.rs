@@ -2,7 +2,7 @@
 //!
 //! Closing needs neither disk nor network and comes first; opening waits for its record on disk.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use nightlatch_core::assignment::{Assignment, Digest, Generation};
@@ -10,9 +10,9 @@ use nightlatch_core::clock::HostClock;
 use nightlatch_core::host::HostRules;
 use nightlatch_core::id::GrantId;
 use nightlatch_core::keys::{ListNumber, VerifiedKeys};
-use nightlatch_core::ledger::{Change, Closing, Ledger, Record};
+use nightlatch_core::ledger::{Change, Closing, Ledger, LeftOut, Record};
 use nightlatch_core::policy::VerifiedPolicy;
-use nightlatch_core::port::PortSpan;
+use nightlatch_core::port::{PortKey, PortSpan};
 use nightlatch_core::ruleset::Ruleset;
 use nightlatch_core::time::{BootTime, Timestamp};
 use nightlatch_proto::convert::agent::HostState;
@@ -30,6 +30,9 @@ mod life;
 mod telling;
 
 pub use life::Notices;
+
+#[cfg(test)]
+pub(crate) mod fake;
 
 /// Assignments that wait for the first word about the time. A server sends few before it.
 const MOST_WAITING: usize = 16;
@@ -56,6 +59,12 @@ pub trait Gate {
     /// # Errors
     /// As [`Self::apply`].
     fn rebuild(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError>;
+
+    /// The ports that the kernel's table guards, whoever made it; `None` if there is no table.
+    ///
+    /// # Errors
+    /// The table can't be read.
+    fn guarded(&mut self) -> Result<Option<BTreeSet<PortKey>>, FirewallError>;
 }
 
 impl Gate for Firewall {
@@ -69,6 +78,10 @@ impl Gate for Firewall {
 
     fn rebuild(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError> {
         Self::rebuild(self, wanted, now)
+    }
+
+    fn guarded(&mut self) -> Result<Option<BTreeSet<PortKey>>, FirewallError> {
+        Ok(self.read()?.map(|table| table.guarded))
     }
 }
 
@@ -105,6 +118,8 @@ pub struct Enforcer<G, S, C> {
     needs_whole: bool,
     ask_whole_at: Option<BootTime>,
     gate_due_at: Option<BootTime>,
+    /// What the firewall does is what was due by then.
+    applied_at: Option<BootTime>,
     marked_at: BootTime,
     /// Closed, but without a receipt yet.
     closed: Vec<(GrantId, &'static str)>,
@@ -121,6 +136,8 @@ struct Stream {
     /// The last number that was sent on it, and those of the batches on the way.
     sent: u64,
     on_the_way: VecDeque<u64>,
+    /// Failures that last and were told on it.
+    said: BTreeSet<&'static str>,
 }
 
 impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
@@ -154,6 +171,7 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
             needs_whole,
             ask_whole_at: None,
             gate_due_at: None,
+            applied_at: None,
             marked_at,
             has_fallen: !fallen.is_empty(),
             closed: fallen
@@ -192,6 +210,7 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
             time_heard: false,
             waiting: VecDeque::new(),
             sent: 0,
+            said: BTreeSet::new(),
             on_the_way: VecDeque::new(),
         });
         let hello = ToServer::Hello(Box::new(self.host_state()));
@@ -227,6 +246,8 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
         if let Err(jump) = self.time.hear(time, asked_at, heard_at, self.clock.wall()) {
             tracing::error!(%jump, "the server's time is not taken");
             self.report("TIME_JUMP", jump.to_string());
+        } else {
+            self.is_over("TIME_JUMP");
         }
         if let Some(record) = self.ledger.settle(&self.time, self.clock.now()) {
             self.enforce();
@@ -293,17 +314,27 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
                 "the host's disk takes no record, so nothing opens",
             );
         }
+        self.is_over("LEDGER_NOT_WRITTEN");
+        if change.left_out().is_empty() {
+            self.forget_said_but(&["FIREWALL_FAILED", "TIME_JUMP"]);
+        }
         for left_out in change.left_out() {
             tracing::error!(code = left_out.code(), %left_out, "part of the assignment refused");
             self.report(left_out.code(), left_out.to_string());
         }
+        let lacks_policy = change.left_out().iter().any(|left_out| match left_out {
+            LeftOut::Policy(_) | LeftOut::NoKeys => true,
+            LeftOut::Keys(_) | LeftOut::OlderKeys { .. } => false,
+        });
         let refused = self.newly_refused(&change);
         let guards = self.guards();
         self.ledger.commit(change);
         if assignment.base.is_none() {
             self.needs_whole = false;
             self.ask_whole_at = None;
-            self.guarded_meanwhile.clear();
+            if !lacks_policy {
+                self.guarded_meanwhile.clear();
+            }
         }
         self.enforce();
         self.add_receipts(refused);
@@ -366,6 +397,8 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
             Ok(applied) => {
                 tracing::debug!(?applied, "the firewall is as it should be");
                 self.gate_due_at = None;
+                self.applied_at = Some(now);
+                self.is_over("FIREWALL_FAILED");
             }
             Err(error) => {
                 tracing::error!(

@@ -1,8 +1,8 @@
 //! Joining an installation: keys are made here and never leave, the token's certificate authority is pinned.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -253,7 +253,37 @@ impl Joined {
 struct Draft {
     folder: PathBuf,
     place: PathBuf,
+    /// Whose the state directory is already: the agent runs as this user, who ever enrols.
+    owner: Option<Owner>,
     done: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owner {
+    user: u32,
+    group: u32,
+}
+
+impl Owner {
+    fn of(path: &Path) -> io::Result<Option<Self>> {
+        match fs::metadata(path) {
+            Ok(found) => Ok(Some(Self {
+                user: found.uid(),
+                group: found.gid(),
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take(self, file: &File) -> io::Result<()> {
+        let found = file.metadata()?;
+        if (found.uid(), found.gid()) == (self.user, self.group) {
+            return Ok(());
+        }
+        fchown(file, Some(self.user), Some(self.group))?;
+        file.sync_all()
+    }
 }
 
 impl Draft {
@@ -271,19 +301,25 @@ impl Draft {
         let folder = PathBuf::from(folder);
         let made = DirBuilder::new().mode(0o700).create(&folder);
         made.map_err(|source| disk(&folder, source))?;
-        Ok(Self {
+        let mut draft = Self {
             folder,
             place,
+            owner: None,
             done: false,
-        })
+        };
+        draft.owner = Owner::of(&draft.place).map_err(|source| disk(&draft.place, source))?;
+        if let Some(owner) = draft.owner {
+            let given = File::open(&draft.folder).and_then(|folder| owner.take(&folder));
+            given.map_err(|source| disk(&draft.folder, source))?;
+        }
+        Ok(draft)
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), NotEnrolled> {
         let path = self.folder.join(name);
-        match state::write_private(&path, bytes) {
-            Ok(_file) => Ok(()),
-            Err(source) => Err(NotEnrolled::Disk { path, source }),
-        }
+        let written = state::write_private(&path, bytes)
+            .and_then(|file| self.owner.map_or(Ok(()), |owner| owner.take(&file)));
+        written.map_err(|source| NotEnrolled::Disk { path, source })
     }
 
     fn put_in_place(mut self) -> Result<(), NotEnrolled> {
@@ -328,6 +364,25 @@ mod tests {
         draft.put_in_place().unwrap();
         assert_eq!(fs::read(place.join("file")).unwrap(), b"x");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_enrolment_writes_belongs_to_the_owner_of_the_directory_that_is_there() {
+        // Only root can give files away.
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("state");
+        fs::create_dir(&place).unwrap();
+        std::os::unix::fs::chown(&place, Some(64_001), Some(64_002)).unwrap();
+        let draft = Draft::new(&place).unwrap();
+        draft.write("file", b"x").unwrap();
+        draft.put_in_place().unwrap();
+        for path in [place.clone(), place.join("file")] {
+            let found = fs::metadata(path).unwrap();
+            assert_eq!((found.uid(), found.gid()), (64_001, 64_002));
+        }
     }
 
     #[test]

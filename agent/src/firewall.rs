@@ -23,6 +23,7 @@ mod table;
 pub use reading::TableState;
 pub use rendering::rendering;
 
+use crate::causes::causes;
 use batch::{Batch, key_bytes};
 use netlink::Netlink;
 use table::{Key, Lifetime, SetName, Table, key_of, set_of};
@@ -57,6 +58,8 @@ enum Known {
         ruleset: Ruleset,
         /// Those that have a set, in use or not.
         lengths: BTreeSet<(Family, u8)>,
+        /// By how much an opening ends earlier than wanted at most, see [`moment_of_writing`].
+        early: Duration,
     },
 }
 
@@ -132,9 +135,11 @@ impl Firewall {
                 self.known = Known::NoTable;
                 Ok(Applied::Unchanged)
             }
-            Known::Table { ruleset, lengths } if has_same_frame(&ruleset, wanted) => {
-                self.change(ruleset, lengths, wanted, now)
-            }
+            Known::Table {
+                ruleset,
+                lengths,
+                early,
+            } if has_same_frame(&ruleset, wanted) => self.change(ruleset, lengths, early, wanted, now),
             Known::Nothing | Known::NoTable | Known::Table { .. } => self.rebuild(wanted, now),
         }
     }
@@ -152,7 +157,11 @@ impl Firewall {
             return self.clear();
         }
         let table = Table::of(wanted);
-        let counted = reading::counted(&mut self.netlink)?;
+        // Guarding comes first: what can't be read is forgotten.
+        let counted = reading::counted(&mut self.netlink).unwrap_or_else(|error| {
+            tracing::warn!(error = %causes(&error), "the counter begins anew");
+            reading::Counted::default()
+        });
         let mut remembered = Vec::new();
         for set in table
             .sets
@@ -160,10 +169,9 @@ impl Firewall {
             .map(|set| set.name)
             .filter(|set| set.is_learning())
         {
-            // Guarding comes first: what can't be read is forgotten.
             match reading::elements(&mut self.netlink, set) {
-                Err(FirewallError::NeverStill { .. }) => {}
-                found => remembered.push((set, found?)),
+                Ok(found) => remembered.push((set, found)),
+                Err(error) => tracing::warn!(error = %causes(&error), "remembered flows are forgotten"),
             }
         }
 
@@ -210,6 +218,7 @@ impl Firewall {
         self.known = Known::Table {
             ruleset: wanted.clone(),
             lengths: wanted.prefix_lengths(),
+            early: written_at.since(now),
         };
         Ok(Applied::Rebuilt)
     }
@@ -222,7 +231,11 @@ impl Firewall {
         match &self.known {
             Known::Nothing => Ok(false),
             Known::NoTable => Ok(!reading::exists(&mut self.netlink)?),
-            Known::Table { ruleset, lengths } => {
+            Known::Table {
+                ruleset,
+                lengths,
+                early,
+            } => {
                 let table = Table::with_lengths(ruleset, lengths);
                 if !reading::has_structure(&mut self.netlink, &table)? {
                     return Ok(false);
@@ -231,13 +244,25 @@ impl Firewall {
                     let Some(found) = reading::all_elements(&mut self.netlink, set.name)? else {
                         return Ok(false);
                     };
-                    if !is_as_wanted(ruleset, set, found, now) {
+                    if !is_as_wanted(ruleset, set, found, *early, now) {
                         return Ok(false);
                     }
                 }
                 Ok(true)
             }
         }
+    }
+
+    /// Whether the kernel's table has the chains, rules and sets of `wanted`, whoever made it. What the sets hold is
+    /// for [`Self::read`] to say.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub fn has_structure_of(&mut self, wanted: &Ruleset) -> Result<bool, FirewallError> {
+        // A length that is no longer in use may keep its set.
+        let lengths = reading::prefix_lengths(&mut self.netlink)?;
+        let table = Table::with_lengths(wanted, &lengths);
+        reading::has_structure(&mut self.netlink, &table)
     }
 
     /// What the kernel holds now, whoever wrote it; `None` if there is no table of ours.
@@ -276,6 +301,7 @@ impl Firewall {
         &mut self,
         applied: Ruleset,
         lengths: BTreeSet<(Family, u8)>,
+        early: Duration,
         wanted: &Ruleset,
         now: BootTime,
     ) -> Result<Applied, FirewallError> {
@@ -286,7 +312,11 @@ impl Firewall {
             } else {
                 wanted.clone()
             };
-            self.known = Known::Table { ruleset, lengths };
+            self.known = Known::Table {
+                ruleset,
+                lengths,
+                early,
+            };
             return Ok(Applied::Unchanged);
         }
         let mut batch = self.netlink.batch();
@@ -295,6 +325,7 @@ impl Firewall {
         self.known = Known::Table {
             ruleset: wanted.clone(),
             lengths,
+            early: early.max(changes.early),
         };
         Ok(Applied::Difference {
             added: changes.open.len(),
@@ -314,8 +345,13 @@ fn length_of(opening: &OpeningKey) -> (Family, u8) {
     (opening.source.family(), opening.source.length())
 }
 
+/// By how much openings may end earlier than wanted when so many were written at once.
+pub fn ends_early_by(openings: usize) -> Duration {
+    PER_ELEMENT.saturating_mul(u32::try_from(openings).unwrap_or(u32::MAX))
+}
+
 fn moment_of_writing(now: BootTime, elements: usize) -> BootTime {
-    now.plus(PER_ELEMENT.saturating_mul(u32::try_from(elements).unwrap_or(u32::MAX)))
+    now.plus(ends_early_by(elements))
 }
 
 /// The openings to write and to take out.
@@ -325,6 +361,7 @@ fn moment_of_writing(now: BootTime, elements: usize) -> BootTime {
 struct Changes {
     open: Vec<(OpeningKey, Lifetime)>,
     close: Vec<OpeningKey>,
+    early: Duration,
 }
 
 impl Changes {
@@ -363,6 +400,7 @@ impl Changes {
         let mut changes = Self {
             open: Vec::new(),
             close: Vec::new(),
+            early: written_at.since(now),
         };
         for (opening, end) in touched {
             match end.and_then(|end| Lifetime::until(end, written_at)) {
@@ -437,7 +475,13 @@ impl Changes {
 }
 
 /// Whether the elements of one set are those of the ruleset, and end when they should.
-fn is_as_wanted(ruleset: &Ruleset, set: &table::Set, found: Vec<reading::Found>, now: BootTime) -> bool {
+fn is_as_wanted(
+    ruleset: &Ruleset,
+    set: &table::Set,
+    found: Vec<reading::Found>,
+    early: Duration,
+    now: BootTime,
+) -> bool {
     let mut found: BTreeMap<Vec<u8>, Option<Duration>> = found
         .into_iter()
         .map(|(key, remaining)| (key_bytes(&key), remaining))
@@ -452,10 +496,10 @@ fn is_as_wanted(ruleset: &Ruleset, set: &table::Set, found: Vec<reading::Found>,
         let is_right = match (found.remove(&key_bytes(&key)), end) {
             (Some(remaining), End::Never) => remaining.is_none(),
             (Some(remaining), End::At(end)) => {
-                remaining.is_some_and(|remaining| remaining.abs_diff(end.since(now)) <= TOLERANCE)
+                remaining.is_some_and(|remaining| is_due(remaining, end.since(now), early))
             }
             (None, End::Never) => false,
-            (None, End::At(end)) => end.since(now) <= TOLERANCE,
+            (None, End::At(end)) => is_due(Duration::ZERO, end.since(now), early),
         };
         if !is_right {
             return false;
@@ -465,6 +509,12 @@ fn is_as_wanted(ruleset: &Ruleset, set: &table::Set, found: Vec<reading::Found>,
     found
         .values()
         .all(|remaining| remaining.is_some_and(|remaining| remaining <= TOLERANCE))
+}
+
+/// Whether what remains is what should remain, or as much less as writing may have taken off.
+fn is_due(remaining: Duration, wanted: Duration, early: Duration) -> bool {
+    remaining <= wanted.saturating_add(TOLERANCE)
+        && remaining.saturating_add(early).saturating_add(TOLERANCE) >= wanted
 }
 
 fn check_kernel() -> Result<(), FirewallError> {
@@ -486,5 +536,23 @@ fn is_new_enough(release: &str) -> bool {
     match (numbers.next().flatten(), numbers.next().flatten()) {
         (Some(major), Some(minor)) => (major, minor) >= OLDEST_KERNEL,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_writing_many_openings_took_off_is_no_tampering() {
+        let wanted = Duration::from_secs(60);
+        let early = ends_early_by(300_000);
+        assert_eq!(early, Duration::from_millis(1_500));
+        assert!(is_due(wanted - early, wanted, early));
+        assert!(is_due(wanted - early - TOLERANCE, wanted, early));
+        assert!(!is_due(wanted - early, wanted, Duration::ZERO));
+        assert!(!is_due(wanted - Duration::from_secs(3), wanted, early));
+        // Nothing may end later for it.
+        assert!(!is_due(wanted + early, wanted, early));
     }
 }

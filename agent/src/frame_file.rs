@@ -1,4 +1,4 @@
-//! One of the agent's append-only files, see [`frames`](crate::frames).
+//! One of the agent's append-only files, see [`frames`].
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -9,7 +9,7 @@ use nightlatch_core::time::Timestamp;
 
 use crate::causes::causes;
 use crate::frames::{self, Ending, PayloadTooLong};
-use crate::state;
+use crate::state::{self, NewFile};
 
 /// Below this size a file is never rewritten.
 const COMPACT_ABOVE: u64 = 1024 * 1024;
@@ -127,7 +127,7 @@ impl FrameFile {
             return (file, found);
         }
         let opened = match found.ending {
-            Ending::Torn { sound: 0 } => file.replace(&[]),
+            Ending::Torn { sound: 0 } => file.rewrite(&[]),
             Ending::Whole => file.reopen(found.length, false),
             Ending::Torn { sound } => file.reopen(sound, true),
             Ending::Damaged { .. } => Ok(()),
@@ -214,18 +214,28 @@ impl FrameFile {
     /// Writes the file anew.
     ///
     /// # Errors
-    /// Whatever the disk says. The old file stays.
+    /// Whatever the disk says. Unless the new file was written whole, the old one stays and can be used.
     pub fn rewrite(&mut self, payloads: &[Vec<u8>]) -> Result<(), NotWritten> {
-        self.replace(payloads)
+        self.replace(payloads, state::sync_folder_of)
     }
 
-    fn replace(&mut self, payloads: &[Vec<u8>]) -> Result<(), NotWritten> {
+    fn replace(
+        &mut self,
+        payloads: &[Vec<u8>],
+        sync: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<(), NotWritten> {
         let mut bytes = self.header.to_vec();
         for payload in payloads {
             frames::write(&mut bytes, payload)?;
         }
-        drop(state::replace(&self.path, &bytes).map_err(|source| self.io(source))?);
-        self.reopen(bytes.len(), false)?;
+        let new = NewFile::write(&self.path, &bytes).map_err(|source| self.io(source))?;
+        // Once the new one may be in its place, nothing may go into the old one.
+        self.file = None;
+        let file = new
+            .put_in_place(&self.path, sync)
+            .map_err(|source| self.io(source))?;
+        self.file = Some(file);
+        self.length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         self.rewritten = self.length;
         Ok(())
     }
@@ -335,6 +345,24 @@ mod tests {
         file.rewrite(&[b"{\"a\":1}".to_vec()]).unwrap();
         file.append(&[b"{\"b\":2}".to_vec()], true).unwrap();
         assert_eq!(open(&path).1.payloads, [b"{\"a\":1}", b"{\"b\":2}"]);
+    }
+
+    #[test]
+    fn after_a_fault_behind_the_rename_nothing_goes_into_the_deleted_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let (mut file, _) = open(&path);
+        file.append(&[b"{\"a\":1}".to_vec()], true).unwrap();
+        let fault = |_: &Path| Err(io::Error::from(io::ErrorKind::Other));
+        assert!(file.replace(&[b"{\"b\":2}".to_vec()], fault).is_err());
+        assert!(!file.is_sound());
+        assert!(matches!(
+            file.append(&[b"{\"c\":3}".to_vec()], true),
+            Err(NotWritten::Unsound(_))
+        ));
+        file.rewrite(&[b"{\"b\":2}".to_vec()]).unwrap();
+        file.append(&[b"{\"c\":3}".to_vec()], true).unwrap();
+        assert_eq!(open(&path).1.payloads, [b"{\"b\":2}", b"{\"c\":3}"]);
     }
 
     #[test]

@@ -65,6 +65,11 @@ pub enum NoIdentity {
         #[source]
         source: serde_json::Error,
     },
+    #[error(
+        "{}: agent_addresses is empty, one at least is needed: restore it, or remove the state directory and enrol anew",
+        .0.display()
+    )]
+    NoAddress(PathBuf),
     #[error("{} holds no usable PEM: restore it, or remove the state directory and enrol anew", .0.display())]
     NotPem(PathBuf),
     #[error("{}", path.display())]
@@ -95,6 +100,9 @@ impl Identity {
     /// As [`Enrollment::read`]; and key files that others may read.
     pub fn read(state: &StateDir) -> Result<Self, NoIdentity> {
         let enrollment = Enrollment::read(state)?;
+        if enrollment.agent_addresses.is_empty() {
+            return Err(NoIdentity::NoAddress(state.file(ENROLLMENT)));
+        }
         let path = state.file(RECEIPT_KEY);
         let receipt_key =
             SigningKey::from_pem(&read(&path, true)?).map_err(|source| NoIdentity::NotAKey {
@@ -189,6 +197,16 @@ mod tests {
             let error = Identity::read(&state).err().unwrap().to_string();
             assert!(error.contains(name) && error.contains("chmod 600"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_enrolment_without_an_address_is_refused() {
+        let (_folder, state) = enrolled();
+        let path = state.file(ENROLLMENT);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(path, text.replace("\"192.0.2.1:7444\"", "")).unwrap();
+        let error = Identity::read(&state).err().unwrap().to_string();
+        assert!(error.contains("agent_addresses is empty"), "{error}");
     }
 
     #[test]

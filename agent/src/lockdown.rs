@@ -1,12 +1,14 @@
 //! `lockdown`: guarded ports shut, still valid grants open; once, at boot, before the network is there.
 
-use nightlatch_core::port::PortSpan;
+use nightlatch_core::host::HostRules;
+use nightlatch_core::ledger::Ledger;
 use nightlatch_core::ruleset::Ruleset;
 
 use crate::clock::{Clock, NoClock, SystemClock};
-use crate::config::AgentConfig;
+use crate::enforcer::Gate;
 use crate::firewall::{Firewall, FirewallError};
 use crate::identity::{Enrollment, NoIdentity};
+use crate::ledger_file::LedgerFile;
 use crate::startup;
 use crate::state::{StateDir, StateError};
 
@@ -17,6 +19,8 @@ pub enum LockedDown {
     Applied { guarded: usize, openings: usize },
     /// Neither file nor policy guards anything, so there is no table.
     NothingGuarded,
+    /// The table guards nothing, and nobody knows whether it should.
+    LeftAlone,
     /// The agent runs and holds the ruleset already.
     AgentRuns,
 }
@@ -32,59 +36,94 @@ pub enum NotLockedDown {
     Firewall(#[from] FirewallError),
     #[error("the agent runs, but there is no table though {0} ports are guarded: look at its log")]
     AgentFails(usize),
-    #[error("the ports of the host's own file are shut; what the policy guards is not known")]
+    #[error("what the host's own file and the table guard is shut; what the policy guards is not known")]
     PolicyUnknown(#[source] NoIdentity),
 }
 
+/// `file` is `None` if the host's own file can't be read: then there is no ceiling and no exception, and what
+/// policy and table guard is shut.
+///
 /// # Errors
 /// The table could not be made, or was made without knowing the policy.
-pub fn lockdown(config: &AgentConfig, state: &StateDir) -> Result<LockedDown, NotLockedDown> {
+pub fn lockdown(file: Option<&HostRules>, state: &StateDir) -> Result<LockedDown, NotLockedDown> {
     let clock = SystemClock::new()?;
-    let mut firewall = Firewall::open()?;
+    shut(file, state, &mut Firewall::open()?, &clock)
+}
+
+fn shut(
+    file: Option<&HostRules>,
+    state: &StateDir,
+    gate: &mut impl Gate,
+    clock: &impl Clock,
+) -> Result<LockedDown, NotLockedDown> {
+    let bare = HostRules::default();
+    let rules = file.unwrap_or(&bare);
     let _lock = match state.lock() {
-        Ok(lock) => Some(lock),
-        Err(StateError::Missing(_)) => None,
-        Err(StateError::InUse(_)) => return look_after_agent(config, &mut firewall),
+        Ok(lock) => lock,
+        Err(StateError::Missing(_)) => return keep(rules, None, gate, clock),
+        Err(StateError::InUse(_)) => return look_after_agent(rules, gate),
         Err(error @ StateError::Io { .. }) => {
-            apply(&mut firewall, &host_alone(config, Vec::new()), &clock)?;
+            keep(rules, None, gate, clock)?;
             return Err(NotLockedDown::State(error));
         }
     };
     let enrollment = match Enrollment::read(state) {
         Ok(enrollment) => enrollment,
-        Err(NoIdentity::NotEnrolled(_)) => {
-            return apply(&mut firewall, &host_alone(config, Vec::new()), &clock);
-        }
         Err(error) => {
-            let guarded = startup::guarded_by_table(&mut firewall)?;
-            apply(&mut firewall, &host_alone(config, guarded), &clock)?;
-            return Err(NotLockedDown::PolicyUnknown(error));
+            let kept = keep(rules, None, gate, clock)?;
+            // A host that never joined has no ledger.
+            let never_joined = matches!(error, NoIdentity::NotEnrolled(_)) && !state.ledger().exists();
+            return if never_joined {
+                Ok(kept)
+            } else {
+                Err(NotLockedDown::PolicyUnknown(error))
+            };
         }
     };
-    let recalled = startup::recall(state, &enrollment, &config.rules, clock.boot());
-    let mut rules = config.rules.clone();
-    if recalled.is_bare {
-        rules.guarded.extend(startup::guarded_by_table(&mut firewall)?);
+    if file.is_none() {
+        // Without the ceiling no grant can be judged, so the ledger's file stays as it is.
+        let records = LedgerFile::read(&state.ledger()).records;
+        let (machine, root) = (enrollment.machine_id, enrollment.root_key);
+        let ledger = Ledger::replay(machine, root, records, None, clock.boot()).ledger;
+        return keep(rules, Some(&ledger), gate, clock);
     }
-    apply(
-        &mut firewall,
-        &recalled.ledger.ruleset(&rules, clock.now()),
-        &clock,
-    )
+    let recalled = startup::recall(state, &enrollment, rules, clock.boot());
+    if recalled.is_bare {
+        return keep(rules, Some(&recalled.ledger), gate, clock);
+    }
+    apply(gate, &recalled.ledger.ruleset(rules, clock.now()), clock)
 }
 
-fn host_alone(config: &AgentConfig, guarded: Vec<PortSpan>) -> Ruleset {
-    let mut rules = config.rules.clone();
-    rules.guarded.extend(guarded);
-    rules.ruleset_alone()
-}
-
-fn apply(
-    firewall: &mut Firewall,
-    wanted: &Ruleset,
-    clock: &SystemClock,
+/// Shuts what is known, and unguards nothing: not all that the table guards can be accounted for.
+fn keep(
+    rules: &HostRules,
+    ledger: Option<&Ledger>,
+    gate: &mut impl Gate,
+    clock: &impl Clock,
 ) -> Result<LockedDown, NotLockedDown> {
-    firewall.rebuild(wanted, clock.now())?;
+    let ruleset_of = |rules: &HostRules| {
+        ledger.map_or_else(
+            || rules.ruleset_alone(),
+            |ledger| ledger.ruleset(rules, clock.now()),
+        )
+    };
+    let found = gate.guarded()?;
+    let is_there = found.is_some();
+    let found = found.unwrap_or_default();
+    if !found.is_subset(ruleset_of(rules).guarded()) {
+        tracing::warn!("the table guards ports that no file accounts for now; they stay guarded");
+    }
+    let mut rules = rules.clone();
+    rules.guarded.extend(startup::spans_of(found));
+    let wanted = ruleset_of(&rules);
+    if is_there && wanted.is_empty() {
+        return Ok(LockedDown::LeftAlone);
+    }
+    apply(gate, &wanted, clock)
+}
+
+fn apply(gate: &mut impl Gate, wanted: &Ruleset, clock: &impl Clock) -> Result<LockedDown, NotLockedDown> {
+    gate.rebuild(wanted, clock.now())?;
     Ok(if wanted.is_empty() {
         LockedDown::NothingGuarded
     } else {
@@ -95,10 +134,82 @@ fn apply(
     })
 }
 
-fn look_after_agent(config: &AgentConfig, firewall: &mut Firewall) -> Result<LockedDown, NotLockedDown> {
-    let guarded = config.rules.guarded.len();
-    if guarded > 0 && firewall.read()?.is_none() {
+fn look_after_agent(rules: &HostRules, gate: &mut impl Gate) -> Result<LockedDown, NotLockedDown> {
+    let guarded = rules.guarded.len();
+    if guarded > 0 && gate.guarded()?.is_none() {
         return Err(NotLockedDown::AgentFails(guarded));
     }
     Ok(LockedDown::AgentRuns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::fake::FakeClock;
+    use crate::enforcer::fake::FakeTable;
+    use crate::identity::ENROLLMENT;
+    use crate::ledger_file::HEADER;
+    use crate::startup::tests::{enrollment, sample};
+
+    fn clock() -> FakeClock {
+        FakeClock::new("2026-11-22T12:00:00Z".parse().unwrap())
+    }
+
+    fn guarding(port: &str) -> HostRules {
+        let pattern: nightlatch_core::port::PortPattern = port.parse().unwrap();
+        HostRules {
+            guarded: pattern.spans().collect(),
+            ..HostRules::default()
+        }
+    }
+
+    #[test]
+    fn a_missing_state_directory_unguards_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let nowhere = StateDir::new(folder.path().join("nonexistent"));
+        let mut table = FakeTable::guarding(&[22]);
+        shut(Some(&HostRules::default()), &nowhere, &mut table, &clock()).unwrap();
+        assert_eq!(table.ports(), Some(vec![22]));
+        shut(Some(&guarding("3389/tcp")), &nowhere, &mut table, &clock()).unwrap();
+        assert_eq!(table.ports(), Some(vec![22, 3389]));
+
+        let mut none = FakeTable::default();
+        let done = shut(Some(&HostRules::default()), &nowhere, &mut none, &clock()).unwrap();
+        assert_eq!((done, none.ports()), (LockedDown::NothingGuarded, None));
+        let mut bare = FakeTable {
+            ruleset: Some(Ruleset::default()),
+            ..FakeTable::default()
+        };
+        let done = shut(Some(&HostRules::default()), &nowhere, &mut bare, &clock()).unwrap();
+        assert_eq!((done, bare.ports()), (LockedDown::LeftAlone, Some(vec![])));
+    }
+
+    #[test]
+    fn a_lost_enrolment_beside_a_ledger_unguards_nothing_and_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path().to_owned());
+        let mut table = FakeTable::guarding(&[22]);
+        shut(Some(&HostRules::default()), &state, &mut table, &clock()).unwrap();
+        std::fs::write(state.ledger(), HEADER).unwrap();
+        let error = shut(Some(&HostRules::default()), &state, &mut table, &clock()).unwrap_err();
+        assert!(matches!(error, NotLockedDown::PolicyUnknown(_)), "{error}");
+        assert_eq!(table.ports(), Some(vec![22]));
+    }
+
+    #[test]
+    fn without_the_hosts_own_file_the_policys_ports_are_shut_and_the_ledger_stays() {
+        let sample = sample();
+        let state = &sample.state;
+        let json = serde_json::to_vec(&enrollment()).unwrap();
+        std::fs::write(state.file(ENROLLMENT), json).unwrap();
+        let before = std::fs::read(state.ledger()).unwrap();
+        let mut table = FakeTable::default();
+        shut(None, state, &mut table, &clock()).unwrap();
+        assert_eq!(table.ports(), Some(vec![22]));
+        assert!(table.ruleset.unwrap().openings().is_empty());
+        let mut table = FakeTable::guarding(&[3389]);
+        shut(None, state, &mut table, &clock()).unwrap();
+        assert_eq!(table.ports(), Some(vec![22, 3389]));
+        assert_eq!(std::fs::read(state.ledger()).unwrap(), before);
+    }
 }

@@ -24,6 +24,7 @@ use nightlatch_agent::state::StateDir;
 use nightlatch_agent::status::{Status, write_status};
 use nightlatch_agent::verify::{verify, write_verdict};
 use nightlatch_agent::{enroll, firewall, run};
+use nightlatch_core::host::HostRules;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
@@ -131,7 +132,13 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let config = AgentConfig::read(&config).inspect_err(|_| start_log(LogLevel::Info));
     let config = match (config, &verb) {
         (Err(error), Verb::Lockdown) => {
-            return Err(error).context("nothing is known to guard, so the table stays as it is");
+            if let Err(error) = shut(None, &state) {
+                tracing::error!("{error:#}");
+            }
+            return Err(error).context(
+                "only what policy and table guard is shut, and no grant is open, because the host's own file \
+                 can't be read: mend it and run lockdown again",
+            );
         }
         (config, _) => config?,
     };
@@ -142,7 +149,7 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
             .block_on(run::run(config, &state))
             .map(|()| ExitCode::SUCCESS)
             .map_err(Into::into),
-        Verb::Lockdown => shut(&config, &state),
+        Verb::Lockdown => shut(Some(&config.rules), &state),
         Verb::Status { output } => {
             let inspection = inspect(config, &state)?;
             let wanted = inspection.ruleset();
@@ -198,12 +205,13 @@ fn join(token: &str, name: Option<&str>, state: &StateDir) -> anyhow::Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-fn shut(config: &AgentConfig, state: &StateDir) -> anyhow::Result<ExitCode> {
-    let text = match lockdown(config, state)? {
+fn shut(file: Option<&HostRules>, state: &StateDir) -> anyhow::Result<ExitCode> {
+    let text = match lockdown(file, state)? {
         LockedDown::Applied { guarded, openings } => {
             format!("{guarded} ports are guarded, {openings} openings hold\n")
         }
         LockedDown::NothingGuarded => "nothing is guarded on this host, so there is no table\n".to_owned(),
+        LockedDown::LeftAlone => "the table guards nothing and stays as it is\n".to_owned(),
         LockedDown::AgentRuns => "the agent runs and holds the ruleset already\n".to_owned(),
     };
     print(&text)?;

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
+use nightlatch_core::host::HostRules;
 use nightlatch_core::signing::SigningKey;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::causes::causes;
 use crate::clock::{Clock, NoClock, SystemClock};
 use crate::config::AgentConfig;
-use crate::enforcer::{Enforcer, Notices, Start};
+use crate::enforcer::{Enforcer, Gate, Notices, Start};
 use crate::firewall::{Firewall, FirewallError};
 use crate::identity::{Enrollment, Identity, NoIdentity};
+use crate::ledger_file::LedgerFile;
 use crate::outbox::{Outbox, Signer};
 use crate::server_link::ServerLink;
 use crate::server_tls::{self, KnownTime, Pin};
@@ -21,7 +22,7 @@ use crate::state::{StateDir, StateError};
 
 const QUEUE: usize = 64;
 
-/// Why the daemon did not start. The table is as it was.
+/// Why the daemon did not start, or go on. The table is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum NotStarted {
     #[error(transparent)]
@@ -36,6 +37,8 @@ pub enum NotStarted {
     Tls(#[source] rustls::Error),
     #[error("signals can't be listened for")]
     Signals(#[source] std::io::Error),
+    #[error("the link to the server broke down: start the agent again")]
+    LinkEnded,
 }
 
 /// Runs until SIGTERM or SIGINT, and leaves the table as it is.
@@ -55,7 +58,7 @@ pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted
     let mut terminate = signal(SignalKind::terminate()).map_err(NotStarted::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(NotStarted::Signals)?;
 
-    let start = recall(config, state, &enrollment, receipt_key, clock, firewall);
+    let start = recall(config.rules, state, &enrollment, receipt_key, clock, firewall)?;
     let known = KnownTime::default();
     known.raise(enrollment.enrolled_at);
     if let Some(earliest) = start.time.earliest(clock.now()) {
@@ -68,9 +71,6 @@ pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted
     };
     let tls = server_tls::client_config(pin, Some(client)).map_err(NotStarted::Tls)?;
     let enforcer = Enforcer::start(start);
-    notify(&[NotifyState::Ready]);
-    tracing::info!(machine = %enrollment.machine_name, "the ruleset is in force");
-
     let (to_enforcer, from_server) = mpsc::channel(QUEUE);
     let link = ServerLink {
         addresses: enrollment.agent_addresses,
@@ -79,29 +79,34 @@ pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted
         known,
         enforcer: to_enforcer,
     };
-    let link = tokio::spawn(link.run());
+    let mut link = tokio::spawn(link.run());
+    let mut has_link = true;
     let end = async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = &mut link => has_link = false,
         }
     };
     enforcer.run(from_server, Watchdog::new(), end).await;
     link.abort();
     notify(&[NotifyState::Stopping]);
     tracing::info!("ends; the table stays and the kernel ends the openings");
-    Ok(())
+    if has_link {
+        Ok(())
+    } else {
+        Err(NotStarted::LinkEnded)
+    }
 }
 
-fn recall(
-    config: AgentConfig,
+fn recall<G: Gate, C: Clock>(
+    rules: HostRules,
     state: &StateDir,
     enrollment: &Enrollment,
     key: SigningKey,
-    clock: SystemClock,
-    mut firewall: Firewall,
-) -> Start<Firewall, crate::ledger_file::LedgerFile, SystemClock> {
-    let rules = config.rules;
+    clock: C,
+    mut gate: G,
+) -> Result<Start<G, LedgerFile, C>, NotStarted> {
     let Recalled {
         ledger,
         time,
@@ -110,16 +115,12 @@ fn recall(
         is_bare,
         mut reports,
     } = startup::recall(state, enrollment, &rules, clock.boot());
-    let mut guarded_meanwhile = Vec::new();
-    if is_bare {
-        match startup::guarded_by_table(&mut firewall) {
-            Ok(spans) => guarded_meanwhile = spans,
-            Err(error) => tracing::error!(
-                error = %causes(&error),
-                "the table can't be read"
-            ),
-        }
-    }
+    // A table made without them would unguard the policy's ports: better leave the one that is there.
+    let guarded_meanwhile = if is_bare {
+        startup::guarded_by_table(&mut gate)?
+    } else {
+        Vec::new()
+    };
     let signer = Signer {
         key,
         machine: enrollment.machine_id,
@@ -139,12 +140,12 @@ fn recall(
     let kernel_version = nix::sys::utsname::uname()
         .map(|system| system.release().to_string_lossy().into_owned())
         .unwrap_or_default();
-    Start {
+    Ok(Start {
         rules,
         clock,
         time,
         ledger,
-        gate: firewall,
+        gate,
         sink,
         outbox,
         guarded_meanwhile,
@@ -152,7 +153,7 @@ fn recall(
         needs_whole: is_bare,
         reports,
         kernel_version,
-    }
+    })
 }
 
 /// systemd restarts a daemon whose loop stands still (sd_notify(3)).
@@ -170,6 +171,11 @@ impl Watchdog {
 }
 
 impl Notices for Watchdog {
+    fn in_force(&self) {
+        notify(&[NotifyState::Ready]);
+        tracing::info!("the ruleset is in force");
+    }
+
     fn alive(&self) {
         if self.is_wanted {
             notify(&[NotifyState::Watchdog]);
@@ -180,5 +186,37 @@ impl Notices for Watchdog {
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::fake::FakeClock;
+    use crate::enforcer::fake::FakeTable;
+    use crate::startup::tests::enrollment;
+
+    #[test]
+    fn without_a_ledger_and_with_an_unreadable_table_the_agent_does_not_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path().to_owned());
+        let clock = FakeClock::new("2026-11-22T12:00:00Z".parse().unwrap());
+        let recall = |is_unreadable| {
+            let table = FakeTable {
+                is_unreadable,
+                ..FakeTable::guarding(&[22])
+            };
+            let key = SigningKey::from_seed(&[3; 32]);
+            recall(
+                HostRules::default(),
+                &state,
+                &enrollment(),
+                key,
+                clock.clone(),
+                table,
+            )
+        };
+        assert!(matches!(recall(true).err(), Some(NotStarted::Firewall(_))));
+        assert_eq!(recall(false).unwrap().guarded_meanwhile.len(), 1);
     }
 }

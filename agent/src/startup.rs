@@ -1,14 +1,17 @@
 //! What a starting agent knows: its ledger, verified again, or what is left of it.
 
+use std::collections::BTreeSet;
+
 use nightlatch_core::assignment::Generation;
 use nightlatch_core::clock::HostClock;
 use nightlatch_core::host::HostRules;
 use nightlatch_core::id::GrantId;
 use nightlatch_core::ledger::{Boot, Ledger, Replayed};
-use nightlatch_core::port::{PortRange, PortSpan};
+use nightlatch_core::port::{PortKey, PortRange, PortSpan};
 
 use crate::causes::causes;
-use crate::firewall::{Firewall, FirewallError};
+use crate::enforcer::Gate;
+use crate::firewall::FirewallError;
 use crate::frame_file::Damage;
 use crate::identity::Enrollment;
 use crate::ledger_file::{LedgerFile, RecordSink, Records, snapshot};
@@ -141,19 +144,18 @@ pub(crate) fn bare(
 ///
 /// # Errors
 /// The table can't be read.
-pub fn guarded_by_table(firewall: &mut Firewall) -> Result<Vec<PortSpan>, FirewallError> {
-    let Some(table) = firewall.read()? else {
-        return Ok(Vec::new());
-    };
-    let spans = table.guarded.into_iter().filter_map(|key| {
-        let range = PortRange::new(key.port, key.port).ok()?;
-        Some(PortSpan {
-            protocol: key.protocol,
-            range,
-        })
+pub fn guarded_by_table(gate: &mut impl Gate) -> Result<Vec<PortSpan>, FirewallError> {
+    Ok(spans_of(gate.guarded()?.unwrap_or_default()))
+}
+
+/// Each port as a span of its own.
+pub fn spans_of(keys: BTreeSet<PortKey>) -> Vec<PortSpan> {
+    let spans = keys.into_iter().filter_map(|PortKey { protocol, port }| {
+        let range = PortRange::new(port, port).ok()?;
+        Some(PortSpan { protocol, range })
     });
-    Ok(spans.collect())
+    spans.collect()
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -134,24 +134,43 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// Puts a new file in the place of an old one: after a crash it is one of them, whole.
-///
-/// # Errors
-/// Whatever the disk says. The old file is there still.
-pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
-    let written = write_private(&new, bytes).and_then(|file| {
-        std::fs::rename(&new, path)?;
-        sync_folder_of(path)?;
-        Ok(file)
-    });
-    if written.is_err() {
-        // What is left of the attempt would take the room that is missing.
-        drop(std::fs::remove_file(&new));
+/// A whole file on disk that isn't in its place yet.
+#[derive(Debug)]
+pub struct NewFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl NewFile {
+    /// # Errors
+    /// Whatever the disk says. The old file is there still.
+    pub fn write(place: &Path, bytes: &[u8]) -> io::Result<Self> {
+        let mut path = place.as_os_str().to_owned();
+        path.push(".new");
+        let path = PathBuf::from(path);
+        match write_private(&path, bytes) {
+            Ok(file) => Ok(Self { path, file }),
+            Err(error) => {
+                // What is left of the attempt would take the room that is missing.
+                drop(std::fs::remove_file(&path));
+                Err(error)
+            }
+        }
     }
-    written
+
+    /// Puts it in the place of the old one: after a crash it is one of them, whole. Gives it open, its end next.
+    ///
+    /// # Errors
+    /// Whatever the disk says. Which of the two files is there isn't known then.
+    pub fn put_in_place(self, place: &Path, sync: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<File> {
+        let Self { path, file } = self;
+        if let Err(error) = std::fs::rename(&path, place) {
+            drop(std::fs::remove_file(&path));
+            return Err(error);
+        }
+        sync(place)?;
+        Ok(file)
+    }
 }
 
 /// # Errors

@@ -10,7 +10,7 @@ use nightlatch_core::time::{BootTime, Timestamp, format_iso8601};
 use serde::Serialize;
 
 use crate::causes::causes;
-use crate::firewall::{Firewall, FirewallError, TableState};
+use crate::firewall::{Firewall, FirewallError, TableState, ends_early_by};
 use crate::inspection::Inspection;
 use crate::ruleset_text::ports;
 use crate::state::{StateDir, StateError};
@@ -112,8 +112,12 @@ impl Status {
                 false
             }
         };
-        let (table, found) = match read_table() {
-            Ok(found) => (compare(&wanted, found.as_ref(), now), found),
+        let (table, found) = match read_table(&wanted) {
+            Ok((found, has_structure)) => {
+                let table = compare(&wanted, found.as_ref(), now);
+                let is_hollow = table == TableStatus::InPlace && !has_structure;
+                (if is_hollow { TableStatus::Differs } else { table }, found)
+            }
             Err(error) => {
                 problems.push(format!("the kernel's table can't be read: {}", causes(&error)));
                 (TableStatus::Unknown, None)
@@ -199,8 +203,12 @@ impl GrantStatus {
     }
 }
 
-fn read_table() -> Result<Option<TableState>, FirewallError> {
-    Firewall::open()?.read()
+/// What the table holds, and whether its chains and rules are those that they should be.
+fn read_table(wanted: &Ruleset) -> Result<(Option<TableState>, bool), FirewallError> {
+    let mut firewall = Firewall::open()?;
+    let found = firewall.read()?;
+    let has_structure = found.is_some() && firewall.has_structure_of(wanted)?;
+    Ok((found, has_structure))
 }
 
 fn compare(wanted: &Ruleset, found: Option<&TableState>, now: BootTime) -> TableStatus {
@@ -211,14 +219,19 @@ fn compare(wanted: &Ruleset, found: Option<&TableState>, now: BootTime) -> Table
             TableStatus::Missing
         };
     };
+    let early = ends_early_by(wanted.openings().len());
     let has_all = wanted
         .openings()
         .iter()
         .all(|(opening, end)| match (found.openings.get(opening), end) {
             (Some(remaining), End::Never) => remaining.is_none(),
-            (Some(Some(remaining)), End::At(end)) => remaining.abs_diff(end.since(now)) <= TOLERANCE,
+            (Some(Some(remaining)), End::At(end)) => {
+                let due = end.since(now);
+                remaining.saturating_sub(due) <= TOLERANCE
+                    && due.saturating_sub(*remaining) <= TOLERANCE.saturating_add(early)
+            }
             (Some(None), End::At(_)) | (None, End::Never) => false,
-            (None, End::At(end)) => end.since(now) <= TOLERANCE,
+            (None, End::At(end)) => end.since(now) <= TOLERANCE.saturating_add(early),
         });
     let has_no_more = found.openings.iter().all(|(opening, remaining)| {
         wanted.openings().contains_key(opening) || remaining.is_some_and(|remaining| remaining <= TOLERANCE)

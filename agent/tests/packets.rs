@@ -718,6 +718,26 @@ fn what_others_do_to_the_table_is_noticed() {
 }
 
 #[test]
+fn another_process_sees_whether_the_chains_are_those_of_a_ruleset() {
+    let mut scene = Scene::new();
+    let ruleset = guarding_with(&[tcp(22), udp(3389)], &["inside"], PATIENCE)
+        .letting_in(FRIEND, tcp(22), seconds(LONG))
+        .letting_in("198.51.100.0/24", tcp(22), End::Never);
+    scene.apply(&ruleset);
+    let fewer = guarding_with(&[tcp(22), udp(3389)], &["inside"], PATIENCE).letting_in(
+        FRIEND,
+        tcp(22),
+        seconds(LONG),
+    );
+    for held in [&ruleset, &fewer] {
+        scene.apply(held);
+        assert!(scene.firewall.has_structure_of(held).unwrap());
+    }
+    scene.host.must("nft -f -", "flush chain inet nightlatch gate\n");
+    assert!(!scene.firewall.has_structure_of(&fewer).unwrap());
+}
+
+#[test]
 fn an_opening_that_outlives_its_end_in_the_kernel_is_noticed() {
     let mut scene = Scene::new();
     let end = seconds(100);

@@ -75,7 +75,7 @@ fn the_agent_says_what_is_wrong() -> Result<()> {
 fn check_agent_files(lab: &Lab) -> Result<()> {
     let machine = lab.machine(1);
     for (text, words) in [
-        ("guarded = 22", "guarded"),
+        ("guarded = 22", "line 1"),
         ("guarded = [0]", "1 to 65535"),
         ("server_may = [\"observe\"]", "server_may"),
         ("trusted_sources = [\"192.0.2.7/24\"]", "192.0.2.0/24"),

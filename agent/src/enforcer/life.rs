@@ -22,6 +22,9 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 pub trait Notices {
     /// Called each time around, at least once a minute.
     fn alive(&self);
+
+    /// Called once, when the table is what it should be for the first time.
+    fn in_force(&self);
 }
 
 impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
@@ -35,15 +38,21 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
         tokio::pin!(end);
         let mut looks = interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut was_in_force = false;
         loop {
             notices.alive();
+            if !was_in_force && self.gate_due_at.is_none() {
+                was_in_force = true;
+                notices.in_force();
+            }
             let pause = self.until_next(self.clock.now());
             tokio::select! {
                 biased;
                 () = &mut end => return,
+                // Before the server's words, so that however many there are the table is looked after.
+                _ = looks.tick() => self.look(),
                 () = sleep(pause) => {}
                 Some(word) = from_server.recv() => self.hear(word),
-                _ = looks.tick() => self.look(),
             }
             self.pass();
         }
@@ -85,7 +94,7 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
             Ok(false) if self.gate_due_at.is_some() => {}
             Ok(false) => {
                 tracing::error!("the table was changed by others or lags behind; it is made anew");
-                self.report(
+                self.report_event(
                     "TABLE_REPAIRED",
                     "the table was changed or removed by others and made anew".to_owned(),
                 );
@@ -106,7 +115,7 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
         }
     }
 
-    fn rebuild(&mut self) {
+    pub(super) fn rebuild(&mut self) {
         let now = self.clock.now();
         let wanted = self.wanted(now);
         let applied = self.gate.rebuild(&wanted, now);

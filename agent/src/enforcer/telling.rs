@@ -35,8 +35,7 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
     /// Makes the receipts that are due. None says `opened` before the firewall has done it, and none is made
     /// before the server was heard: until then the wall clock may close too early.
     pub(super) fn account(&mut self) {
-        let now = self.clock.now();
-        let Some(at) = self.best_time().filter(|_| self.gate_due_at.is_none()) else {
+        let (Some(at), Some(applied_at), None) = (self.best_time(), self.applied_at, self.gate_due_at) else {
             return;
         };
         if let Err(error) = self.outbox.retry() {
@@ -46,7 +45,7 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
             );
             return;
         }
-        let unreported = self.ledger.unreported(now);
+        let unreported = self.ledger.unreported(applied_at);
         let closed = std::mem::take(&mut self.closed).into_iter();
         let expired = unreported.closed.iter().map(|id| (*id, Closing::Expired.code()));
         let mut happenings: Vec<Happening> = closed
@@ -79,7 +78,7 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
             }
         }
         if is_written && std::mem::take(&mut self.has_fallen) {
-            let records = snapshot(&self.ledger, &self.time, now);
+            let records = snapshot(&self.ledger, &self.time, self.clock.now());
             if let Err(error) = self.sink.rewrite(&records) {
                 tracing::warn!(
                     error = %causes(&error),
@@ -139,6 +138,17 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
 
     pub(super) fn report(&mut self, code: &'static str, message: String) {
         // A failure that lasts is said once per connection, not with each try.
+        let is_said = self
+            .stream
+            .as_ref()
+            .is_some_and(|stream| stream.said.contains(code));
+        if !is_said {
+            self.report_event(code, message);
+        }
+    }
+
+    /// Of what each time is news.
+    pub(super) fn report_event(&mut self, code: &'static str, message: String) {
         if self.reports.iter().any(|(known, ..)| *known == code) {
             return;
         }
@@ -148,6 +158,19 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
         let at = self.time.earliest(self.clock.now());
         self.reports.push_back((code, message, at));
         self.send_reports();
+    }
+
+    /// The next failure of the kind is another one.
+    pub(super) fn is_over(&mut self, code: &str) {
+        if let Some(stream) = self.stream.as_mut() {
+            stream.said.remove(code);
+        }
+    }
+
+    pub(super) fn forget_said_but(&mut self, lasting: &[&str]) {
+        if let Some(stream) = self.stream.as_mut() {
+            stream.said.retain(|code| lasting.contains(code));
+        }
     }
 
     pub(super) fn send_reports(&mut self) {
@@ -161,7 +184,17 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
         }
         while let Some((code, message, at)) = self.reports.pop_front() {
             let time = at.unwrap_or_else(|| self.clock.wall());
-            self.say(ToServer::Report(Report { code, message, time }));
+            let report = Report {
+                code,
+                message: message.clone(),
+                time,
+            };
+            self.say(ToServer::Report(report));
+            let Some(stream) = self.stream.as_mut() else {
+                self.reports.push_front((code, message, Some(time)));
+                return;
+            };
+            stream.said.insert(code);
         }
     }
 

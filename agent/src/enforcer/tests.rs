@@ -109,6 +109,10 @@ impl Gate for FakeGate {
         *self.table.borrow_mut() = wanted.clone();
         Ok(Applied::Rebuilt)
     }
+
+    fn guarded(&mut self) -> Result<Option<BTreeSet<PortKey>>, FirewallError> {
+        Ok(Some(self.table.borrow().guarded().clone()))
+    }
 }
 
 #[derive(Clone)]
@@ -613,6 +617,8 @@ async fn the_loop_ends_openings_precisely_and_stops_when_told() {
     struct Silent;
     impl Notices for Silent {
         fn alive(&self) {}
+
+        fn in_force(&self) {}
     }
     let begun = tokio::time::Instant::now();
     let end = async {
@@ -628,4 +634,145 @@ async fn the_loop_ends_openings_precisely_and_stops_when_told() {
         took >= Duration::from_secs(1) && took < Duration::from_secs(3),
         "{took:?}"
     );
+}
+
+#[tokio::test]
+async fn a_busy_stream_holds_up_no_repair() {
+    let World { enforcer, table, .. } = World::connected();
+    *table.borrow_mut() = Ruleset::default();
+    let (to_enforcer, from_server) = mpsc::channel(64);
+    let begun = tokio::time::Instant::now();
+    let end = std::future::poll_fn(|context| {
+        while to_enforcer.try_send(FromServer::ReceiptsStored(0)).is_ok() {}
+        context.waker().wake_by_ref();
+        if begun.elapsed() < Duration::from_secs(2) && table.borrow().is_empty() {
+            std::task::Poll::Pending
+        } else {
+            std::task::Poll::Ready(())
+        }
+    });
+    enforcer.run(from_server, Told::default(), end).await;
+    assert!(!table.borrow().is_empty());
+}
+
+#[derive(Clone, Default)]
+struct Told(Rc<RefCell<u32>>);
+
+impl Notices for Told {
+    fn alive(&self) {}
+
+    fn in_force(&self) {
+        *self.0.borrow_mut() += 1;
+    }
+}
+
+#[tokio::test]
+async fn the_ruleset_is_called_in_force_only_once_it_is() {
+    let mut world = World::new();
+    world.faults.borrow_mut().gate = true;
+    world.enforcer.rebuild();
+    let World {
+        enforcer,
+        faults,
+        clock,
+        ..
+    } = world;
+    clock.flow();
+    let (_to_enforcer, from_server) = mpsc::channel(1);
+    let told = Told::default();
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(*told.0.borrow(), 0);
+        faults.borrow_mut().gate = false;
+        while *told.0.borrow() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let run = enforcer.run(from_server, told.clone(), end);
+    tokio::time::timeout(Duration::from_secs(10), run).await.unwrap();
+    assert_eq!(*told.0.borrow(), 1);
+}
+
+#[test]
+fn ports_stay_guarded_after_a_loss_until_a_policy_is_taken() {
+    let mut world = World::new();
+    world.enforcer.needs_whole = true;
+    world.enforcer.guarded_meanwhile = "8443/tcp".parse::<PortPattern>().unwrap().spans().collect();
+    world.connect();
+    world.tell_time();
+    let lost = PortKey {
+        protocol: Protocol::Tcp,
+        port: 8443,
+    };
+    let mut whole = world.whole(&[]);
+    whole.policy = Some(b"{}".to_vec());
+    world.enforcer.hear(FromServer::Assignment(whole));
+    assert!(world.table.borrow().guarded().contains(&lost));
+    world.assign(&[]);
+    assert!(!world.table.borrow().guarded().contains(&lost));
+}
+
+fn codes(world: &mut World) -> Vec<&'static str> {
+    let said = world.said();
+    let codes = said.iter().filter_map(|word| match word {
+        ToServer::Report(report) => Some(report.code),
+        _ => None,
+    });
+    codes.collect()
+}
+
+#[test]
+fn what_begins_after_the_last_change_of_the_firewall_is_not_called_opened() {
+    let mut world = World::connected();
+    world.assign(&[grant(1, ALICE, 60)]);
+    world.answers();
+    world.enforcer.applied_at = Some(BootTime::new(Duration::ZERO));
+    let ids = [GrantId::new(Uuid::from_u128(1))];
+    let boot = world.clock.boot();
+    let records: Vec<Record> = world
+        .records
+        .borrow()
+        .iter()
+        .filter(|record| !matches!(record, Record::Reported { .. }))
+        .cloned()
+        .collect();
+    world.enforcer.ledger =
+        Ledger::replay(MACHINE, root().public(), records, rules().ceiling.as_ref(), boot).ledger;
+    assert_eq!(world.enforcer.ledger.unreported(boot.now).opened, ids);
+    world.enforcer.account();
+    assert_eq!(world.answers().0, []);
+    world.enforcer.pass();
+    assert_eq!(world.answers().0, [opened()]);
+}
+
+#[test]
+fn a_report_that_the_stream_did_not_take_is_told_on_the_next() {
+    let mut world = World::connected();
+    let (to_server, from_host) = mpsc::channel(1);
+    drop(from_host);
+    world.enforcer.stream.as_mut().unwrap().to_server = to_server;
+    world.enforcer.report("TIME_JUMP", String::new());
+    assert!(world.enforcer.stream.is_none());
+    world.connect();
+    assert_eq!(codes(&mut world), ["TIME_JUMP"]);
+}
+
+#[test]
+fn a_failure_that_lasts_is_told_once_per_connection_and_each_repair_by_itself() {
+    let mut world = World::connected();
+    world.faults.borrow_mut().disk = true;
+    for id in 1..4 {
+        world.assign(&[grant(id, ALICE, 60)]);
+    }
+    assert_eq!(codes(&mut world), ["LEDGER_NOT_WRITTEN"]);
+    world.faults.borrow_mut().disk = false;
+    world.assign(&[grant(4, ALICE, 60)]);
+    world.faults.borrow_mut().disk = true;
+    world.assign(&[grant(5, ALICE, 60)]);
+    assert_eq!(codes(&mut world), ["LEDGER_NOT_WRITTEN"]);
+    for _ in 0..2 {
+        *world.table.borrow_mut() = Ruleset::default();
+        world.enforcer.look();
+        assert_eq!(codes(&mut world), ["TABLE_REPAIRED"]);
+    }
 }

@@ -11,7 +11,7 @@ use netlink_packet_netfilter::nftables::{
     TableFlags, TableMessage,
 };
 use nightlatch_core::port::{PortKey, Protocol};
-use nightlatch_core::prefix::Prefix;
+use nightlatch_core::prefix::{Family, Prefix};
 use nightlatch_core::ruleset::OpeningKey;
 
 use super::FirewallError;
@@ -237,6 +237,19 @@ fn set_names(netlink: &mut Netlink) -> Result<BTreeSet<String>, FirewallError> {
         }));
     }
     Ok(names)
+}
+
+/// Those for which the table has a set of openings.
+pub(crate) fn prefix_lengths(netlink: &mut Netlink) -> Result<BTreeSet<(Family, u8)>, FirewallError> {
+    let names = set_names(netlink)?;
+    let lengths = names.iter().filter_map(|name| {
+        if let Some(SetName::Open(family, length)) = SetName::parse(name) {
+            Some((family, length))
+        } else {
+            None
+        }
+    });
+    Ok(lengths.collect())
 }
 
 fn chains(netlink: &mut Netlink) -> Result<Vec<Vec<ChainAttribute>>, FirewallError> {

@@ -44,7 +44,7 @@ fn rules() -> HostRules {
     }
 }
 
-fn enrollment() -> Enrollment {
+pub(crate) fn enrollment() -> Enrollment {
     Enrollment {
         machine_id: MACHINE,
         machine_name: "web-1".parse().unwrap(),
@@ -91,14 +91,14 @@ fn grant(id: u128) -> IssuedGrant {
 
 /// A state directory with a ledger that took a policy, grant 1, then 2, then lost 1, and the lengths of its file after
 /// each, with the grants that were held then.
-struct Sample {
+pub(crate) struct Sample {
     _folder: tempfile::TempDir,
-    state: StateDir,
+    pub(crate) state: StateDir,
     bytes: Vec<u8>,
     steps: Vec<(usize, BTreeSet<u128>)>,
 }
 
-fn sample() -> Sample {
+pub(crate) fn sample() -> Sample {
     // Thousands of forced writes: in memory where that exists.
     let folder = tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
