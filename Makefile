@@ -19,6 +19,7 @@ BUF := $(TARGET)/buf/node_modules/.bin/buf
 CARGO_TEST := cargo test --locked --profile ci --workspace --quiet
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help build demo bench test test-long lab-up lab-down lint clean
 .PHONY: prerequisites-lab prerequisites-test unit-tests promises
 
@@ -26,7 +27,8 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## The binaries, in target/ci
-	cargo build --locked --profile ci --workspace --bins
+	@# One test comes along: its presence settles the features of all crates as `make test` has them.
+	cargo build --locked --profile ci --workspace --bins --test units
 
 demo: prerequisites-lab build ## The story of one access, told by the real commands in a lab
 	@$(BIN)/nightlatch-lab demo
