@@ -10,6 +10,16 @@ use anyhow::{Context, Result, ensure};
 use nightlatch_tests::wait;
 use serde_json::Value;
 
+const EVERY_CRATE: &[&str] = &[
+    "core/src",
+    "proto/src",
+    "server/src",
+    "agent/src",
+    "cli/src",
+    "tests/src",
+    "bench/src",
+];
+
 #[test]
 fn dependencies_point_one_way() -> Result<()> {
     let allowed = BTreeMap::from([
@@ -104,16 +114,8 @@ fn sql_is_spoken_in_the_servers_store_only() -> Result<()> {
 
 #[test]
 fn unsafe_code_stands_in_the_netlink_socket_only() -> Result<()> {
-    let crates = [
-        "core/src",
-        "proto/src",
-        "server/src",
-        "agent/src",
-        "cli/src",
-        "tests/src",
-    ];
     check_absent(
-        &crates,
+        EVERY_CRATE,
         &["agent/src/firewall"],
         &["unsafe {", "unsafe fn", "unsafe impl"],
     )
@@ -121,16 +123,8 @@ fn unsafe_code_stands_in_the_netlink_socket_only() -> Result<()> {
 
 #[test]
 fn nothing_is_left_to_be_done() -> Result<()> {
-    let crates = [
-        "core/src",
-        "proto/src",
-        "server/src",
-        "agent/src",
-        "cli/src",
-        "tests/src",
-    ];
     check_absent(
-        &crates,
+        EVERY_CRATE,
         &[],
         &["todo!(", "unimplemented!(", "FIXME", "TODO:", "XXX"],
     )
