@@ -22,6 +22,9 @@ use crate::causes::causes;
 use crate::channel;
 use crate::clock::Clock;
 use crate::server_tls::{KnownTime, NoConnection, connect};
+use questions::{Heard, Questions, Then};
+
+mod questions;
 
 /// What the enforcer may leave lying for one stream.
 const QUEUE: usize = 256;
@@ -156,12 +159,8 @@ impl<C: Clock> ServerLink<C> {
         // The Hello must lie in the request stream before the call is awaited.
         let (questions, requests) = mpsc::channel(QUEUE);
         put(&questions, question_of(hello)).await?;
-        let mut asked = Asked::at(1, self.clock.now());
-        put(
-            &questions,
-            Question::ClockQuestion(pb::ClockQuestion { number: 1 }),
-        )
-        .await?;
+        let mut time = Questions::default();
+        ask(&questions, time.begin(self.clock.now())).await?;
         let call = client.connect(ReceiverStream::new(requests));
         let answers = timeout(ANSWER_PATIENCE, call)
             .await
@@ -178,7 +177,10 @@ impl<C: Clock> ServerLink<C> {
         loop {
             tokio::select! {
                 answer = next(&mut answers) => match answer? {
-                    Answer::ClockAnswer(answer) => self.heard(answer, &mut asked).await?,
+                    Answer::ClockAnswer(answer) => {
+                        let next = self.heard(answer, &mut time).await?;
+                        ask(&questions, next).await?;
+                    }
                     Answer::AssignmentPart(part) => {
                         if let Some(assignment) = parts.add(part).map_err(StreamEnded::Garbled)? {
                             self.tell(FromServer::Assignment(assignment)).await?;
@@ -193,29 +195,39 @@ impl<C: Clock> ServerLink<C> {
                     put(&questions, question_of(word.ok_or(StreamEnded::GivenUp)?)).await?;
                 }
                 _ = clock_ticks.tick() => {
-                    let number = asked.number.saturating_add(1);
-                    asked = Asked::at(number, self.clock.now());
-                    put(&questions, Question::ClockQuestion(pb::ClockQuestion { number })).await?;
+                    ask(&questions, time.begin(self.clock.now())).await?;
                 }
-                () = sleep_until(asked.due), if asked.open => return Err(StreamEnded::Silent),
+                () = overdue(time.answer_by()) => return Err(StreamEnded::Silent),
             }
         }
     }
 
-    async fn heard(&self, answer: pb::ClockAnswer, asked: &mut Asked) -> Result<(), StreamEnded> {
-        let heard_at = self.clock.now();
+    /// The enforcer takes grants once it is told, so it is told the best of a round and nothing before.
+    async fn heard(
+        &self,
+        answer: pb::ClockAnswer,
+        questions: &mut Questions,
+    ) -> Result<Option<u64>, StreamEnded> {
+        let now = self.clock.now();
         let pb::ClockAnswer { number, time } = answer;
-        if number != asked.number || !asked.open {
-            return Ok(());
-        }
-        asked.open = false;
         let time = read_timestamp("time", time).map_err(StreamEnded::Garbled)?;
-        self.tell(FromServer::Time {
-            time,
-            asked_at: asked.at,
-            heard_at,
-        })
-        .await
+        match questions.heard(number, time, now) {
+            Then::Ask(number) => Ok(Some(number)),
+            Then::Known(Heard {
+                time,
+                asked_at,
+                heard_at,
+            }) => {
+                self.tell(FromServer::Time {
+                    time,
+                    asked_at,
+                    heard_at,
+                })
+                .await?;
+                Ok(None)
+            }
+            Then::Nothing => Ok(None),
+        }
     }
 
     async fn tell(&self, word: FromServer) -> Result<(), StreamEnded> {
@@ -226,23 +238,10 @@ impl<C: Clock> ServerLink<C> {
     }
 }
 
-/// The last question for the time.
-struct Asked {
-    number: u64,
-    at: BootTime,
-    due: Instant,
-    open: bool,
-}
-
-impl Asked {
-    fn at(number: u64, at: BootTime) -> Self {
-        let now = Instant::now();
-        Self {
-            number,
-            at,
-            due: now.checked_add(ANSWER_PATIENCE).unwrap_or(now),
-            open: true,
-        }
+async fn overdue(answer_by: Option<Instant>) {
+    match answer_by {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -251,6 +250,13 @@ async fn next(answers: &mut Streaming<pb::ConnectResponse>) -> Result<Answer, St
         Ok(Some(pb::ConnectResponse { message })) => message.ok_or(StreamEnded::Unknown),
         Ok(None) => Err(StreamEnded::GoingAway),
         Err(status) => Err(StreamEnded::Status(Box::new(status))),
+    }
+}
+
+async fn ask(questions: &mpsc::Sender<pb::ConnectRequest>, number: Option<u64>) -> Result<(), StreamEnded> {
+    match number {
+        Some(number) => put(questions, Question::ClockQuestion(pb::ClockQuestion { number })).await,
+        None => Ok(()),
     }
 }
 

@@ -55,8 +55,10 @@ pub struct HostClock {
 impl HostClock {
     /// A larger step forward needs the wall clock's consent.
     const LARGEST_STEP: Duration = Duration::from_secs(24 * 3600);
-    /// An answer this old gives way to any newer one: crystals drift.
+    /// An answer this old gives way to any newer one.
     const ANSWER_AGES: Duration = Duration::from_secs(600);
+    /// Crystals drift by up to one part in so many, so each answer loses worth as it ages.
+    const DRIFT: u32 = 10_000;
 
     /// `mark` is the last one on disk. From an earlier boot it still says that time was no less at this start.
     pub fn new(boot_id: BootId, mark: Option<Mark>) -> Self {
@@ -100,7 +102,11 @@ impl HostClock {
             heard_at,
         };
         let better = self.answer.is_none_or(|held| {
-            answer.round_trip() <= held.round_trip() || heard_at.since(held.heard_at) >= Self::ANSWER_AGES
+            let age = heard_at.since(held.heard_at);
+            let worth = held
+                .round_trip()
+                .saturating_add(age.checked_div(Self::DRIFT).unwrap_or_default());
+            answer.round_trip() <= worth || age >= Self::ANSWER_AGES
         });
         if better {
             self.answer = Some(answer);
@@ -179,6 +185,28 @@ mod tests {
         clock.hear(noon, boot(10), boot(12), noon).unwrap();
         assert_eq!(clock.earliest(boot(20)), Some(at("2026-11-22T12:00:08Z")));
         assert_eq!(clock.latest(boot(20)), Some(at("2026-11-22T12:00:10Z")));
+    }
+
+    #[test]
+    fn an_answer_gives_way_to_a_slower_one_as_it_ages() {
+        let millis = |millis| BootTime::new(Duration::from_millis(millis));
+        let noon = at("2026-11-22T12:00:00Z");
+        let mut clock = HostClock::new(FIRST, None);
+        clock.hear(noon, millis(1_000), millis(1_001), noon).unwrap();
+        let half_a_minute_later = at("2026-11-22T12:00:30Z");
+        // Three milliseconds is what clocks may drift apart in half a minute.
+        for (trip, latest) in [(5, "2026-11-22T12:01:00Z"), (4, "2026-11-22T12:00:59.999Z")] {
+            let asked_at = millis(31_002);
+            clock
+                .hear(
+                    half_a_minute_later,
+                    asked_at,
+                    asked_at.plus(Duration::from_millis(trip)),
+                    noon,
+                )
+                .unwrap();
+            assert_eq!(clock.latest(millis(61_000)), Some(at(latest)), "{trip}");
+        }
     }
 
     #[test]

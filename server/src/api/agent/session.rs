@@ -30,6 +30,8 @@ const TAKE_WITHIN: Duration = Duration::from_secs(20);
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// An agent asks for the time at once, and takes nothing before the answer.
 const CLOCK_WITHIN: Duration = Duration::from_secs(1);
+/// Clock questions come in rounds, which are to be answered at once.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Reports of one connection that are written down.
 const MOST_REPORTS: u32 = 100;
 const MOST_RECEIPTS: usize = 1000;
@@ -73,6 +75,7 @@ struct Course {
     in_flight: Option<InFlight>,
     /// Something may be there to send.
     is_due: bool,
+    looked_at: Instant,
     knows_time: bool,
     asked_for_whole: bool,
     reports: u32,
@@ -174,6 +177,7 @@ impl Session {
             holds: arrival.holds,
             is_due: arrival.is_behind,
             in_flight: None,
+            looked_at: Instant::now(),
             knows_time: false,
             asked_for_whole: false,
             reports: 0,
@@ -216,6 +220,7 @@ impl Session {
 
     async fn dispatch(&self, course: &mut Course) -> Result<(), End> {
         course.is_due = false;
+        course.looked_at = Instant::now();
         let dispatch = self.agents.dispatch(self.machine, &course.holds).await?;
         let Some(Dispatch {
             assignment,
@@ -252,7 +257,7 @@ impl Session {
                     .await?;
                 course.knows_time = true;
                 // Should a wake-up ever be missed, what is due is found here.
-                course.is_due = true;
+                course.is_due |= course.looked_at.elapsed() >= LOOK_AGAIN;
                 Ok(())
             }
             Some(Said::AssignmentReply(reply)) => self.hear_reply(course, reply).await,
