@@ -413,13 +413,13 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
         }
     }
 
-    fn wanted(&self, now: BootTime) -> Ruleset {
+    fn wanted(&mut self, now: BootTime) -> Ruleset {
         if self.guarded_meanwhile.is_empty() {
-            return self.ledger.ruleset(&self.rules, now);
+            return self.ledger.in_force(&self.rules, now);
         }
         let mut rules = self.rules.clone();
         rules.guarded.extend(&self.guarded_meanwhile);
-        self.ledger.ruleset(&rules, now)
+        self.ledger.in_force(&rules, now)
     }
 
     fn write(&mut self, record: &Record, durably: bool) -> Result<(), NotWritten> {

@@ -9,39 +9,38 @@ use std::time::Duration;
 
 use netlink_packet_core::DecodeError;
 use nightlatch_core::prefix::Family;
-use nightlatch_core::ruleset::{End, OpeningKey, Ruleset};
+use nightlatch_core::ruleset::Ruleset;
 use nightlatch_core::time::BootTime;
 use nix::errno::Errno;
 
 mod batch;
 mod bytecode;
+mod changes;
 mod netlink;
 mod reading;
 mod rendering;
+mod set;
 mod table;
+mod tampering;
 
 pub use reading::TableState;
 pub use rendering::rendering;
 
 use crate::causes::causes;
-use batch::{Batch, key_bytes};
+use changes::Changes;
 use netlink::Netlink;
-use table::{Key, Lifetime, SetName, Table, key_of, set_of};
+use set::{Key, Lifetime, SetName, key_of, set_of};
+use table::Table;
+use tampering::is_as_wanted;
 
 /// The oldest kernel that refuses split IPv6 first fragments by itself, which the gate relies on.
 const OLDEST_KERNEL: (u32, u32) = (5, 11);
-
-/// What an element is given before it is taken out, see [`Changes`].
-const PLACEHOLDER: Lifetime = Lifetime::For(Duration::from_secs(60));
 
 /// What writing one element takes at most, so that the last one of a large batch doesn't end late either.
 const PER_ELEMENT: Duration = Duration::from_micros(5);
 
 /// What passes between reading a remembered flow and writing it again, so that rebuilds never prolong one.
 const REBUILD: Duration = Duration::from_millis(10);
-
-/// How far an element's end may lie from the one wanted before the table counts as changed by others.
-const TOLERANCE: Duration = Duration::from_secs(1);
 
 /// The only writer of our table in one network namespace.
 pub struct Firewall {
@@ -139,7 +138,7 @@ impl Firewall {
                 ruleset,
                 lengths,
                 early,
-            } if has_same_frame(&ruleset, wanted) => self.change(ruleset, lengths, early, wanted, now),
+            } if has_same_frame(&ruleset, wanted) => self.change(&ruleset, lengths, early, wanted, now),
             Known::Nothing | Known::NoTable | Known::Table { .. } => self.rebuild(wanted, now),
         }
     }
@@ -190,7 +189,7 @@ impl Firewall {
         }
         let written_at = moment_of_writing(now, wanted.openings().len());
         let mut openings: BTreeMap<SetName, Vec<(Key, Lifetime)>> = BTreeMap::new();
-        for (opening, end) in wanted.openings() {
+        for (opening, end) in wanted.openings().iter() {
             if let Some(lifetime) = Lifetime::until(*end, written_at) {
                 openings
                     .entry(set_of(opening))
@@ -299,7 +298,7 @@ impl Firewall {
 
     fn change(
         &mut self,
-        applied: Ruleset,
+        applied: &Ruleset,
         lengths: BTreeSet<(Family, u8)>,
         early: Duration,
         wanted: &Ruleset,
@@ -307,13 +306,8 @@ impl Firewall {
     ) -> Result<Applied, FirewallError> {
         let changes = Changes::between(applied.openings(), wanted.openings(), now);
         if changes.is_empty() {
-            let ruleset = if applied == *wanted {
-                applied
-            } else {
-                wanted.clone()
-            };
             self.known = Known::Table {
-                ruleset,
+                ruleset: wanted.clone(),
                 lengths,
                 early,
             };
@@ -341,10 +335,6 @@ fn has_same_frame(one: &Ruleset, other: &Ruleset) -> bool {
         && one.udp_grace() == other.udp_grace()
 }
 
-fn length_of(opening: &OpeningKey) -> (Family, u8) {
-    (opening.source.family(), opening.source.length())
-}
-
 /// By how much openings may end earlier than wanted when so many were written at once.
 pub fn ends_early_by(openings: usize) -> Duration {
     PER_ELEMENT.saturating_mul(u32::try_from(openings).unwrap_or(u32::MAX))
@@ -352,169 +342,6 @@ pub fn ends_early_by(openings: usize) -> Duration {
 
 fn moment_of_writing(now: BootTime, elements: usize) -> BootTime {
     now.plus(ends_early_by(elements))
-}
-
-/// The openings to write and to take out.
-///
-/// Each is first put with a placeholder's end and then taken out, in the same transaction. So it makes no
-/// difference whether it was there, has just ended, or (up to Linux 6.11) would keep its old end.
-struct Changes {
-    open: Vec<(OpeningKey, Lifetime)>,
-    close: Vec<OpeningKey>,
-    early: Duration,
-}
-
-impl Changes {
-    fn between(
-        applied: &BTreeMap<OpeningKey, End>,
-        wanted: &BTreeMap<OpeningKey, End>,
-        now: BootTime,
-    ) -> Self {
-        let mut touched: Vec<(OpeningKey, Option<End>)> = Vec::new();
-        let (mut old, mut new) = (applied.iter().peekable(), wanted.iter().peekable());
-        loop {
-            match (old.peek(), new.peek()) {
-                (None, None) => break,
-                (Some((key, end)), next) if next.is_none_or(|(other, _)| key < other) => {
-                    // One that has ended is gone by itself.
-                    if end.is_after(now) {
-                        touched.push((**key, None));
-                    }
-                    old.next();
-                }
-                (before, Some((key, end))) => {
-                    let before = before.filter(|(other, _)| other == key).map(|(_, end)| **end);
-                    let is_worth_it = end.is_after(now) || before.is_some_and(|before| before.is_after(now));
-                    if before != Some(**end) && is_worth_it {
-                        touched.push((**key, Some(**end)));
-                    }
-                    if before.is_some() {
-                        old.next();
-                    }
-                    new.next();
-                }
-                (Some(_), None) => break,
-            }
-        }
-        let written_at = moment_of_writing(now, touched.len());
-        let mut changes = Self {
-            open: Vec::new(),
-            close: Vec::new(),
-            early: written_at.since(now),
-        };
-        for (opening, end) in touched {
-            match end.and_then(|end| Lifetime::until(end, written_at)) {
-                Some(lifetime) => changes.open.push((opening, lifetime)),
-                None => changes.close.push(opening),
-            }
-        }
-        changes
-    }
-
-    fn is_empty(&self) -> bool {
-        self.open.is_empty() && self.close.is_empty()
-    }
-
-    /// Returns the prefix lengths that have a set afterwards.
-    fn write(
-        &self,
-        batch: &mut Batch,
-        wanted: &Ruleset,
-        mut lengths: BTreeSet<(Family, u8)>,
-    ) -> BTreeSet<(Family, u8)> {
-        let mut touched: BTreeMap<SetName, Vec<Key>> = BTreeMap::new();
-        let mut open: BTreeMap<SetName, Vec<(Key, Lifetime)>> = BTreeMap::new();
-        for (opening, lifetime) in &self.open {
-            touched.entry(set_of(opening)).or_default().push(key_of(opening));
-            open.entry(set_of(opening))
-                .or_default()
-                .push((key_of(opening), *lifetime));
-        }
-        // One that came and went within a moment has no set to be taken out of.
-        let has_set = |opening: &&OpeningKey| lengths.contains(&length_of(opening));
-        for opening in self.close.iter().filter(has_set) {
-            touched.entry(set_of(opening)).or_default().push(key_of(opening));
-        }
-
-        let in_use = wanted.prefix_lengths();
-        if self.open.iter().any(|(opening, _)| !has_set(&opening)) {
-            let table = Table::of(wanted);
-            let missing = in_use
-                .difference(&lengths)
-                .map(|&(family, length)| SetName::Open(family, length));
-            for set in missing {
-                batch.create_set(&table::Set {
-                    name: set,
-                    fixed: Vec::new(),
-                });
-            }
-            for chain in table
-                .chains
-                .iter()
-                .filter(|chain| chain.name == table::ChainName::Gate)
-            {
-                batch.flush_chain(chain);
-                batch.fill_chain(chain);
-            }
-            for &(family, length) in lengths.difference(&in_use) {
-                let set = SetName::Open(family, length);
-                touched.remove(&set);
-                batch.delete_set(set);
-            }
-            lengths = in_use;
-        }
-        for (set, keys) in touched {
-            batch.put(set, keys.iter().map(|key| (key.clone(), PLACEHOLDER)));
-            batch.take(set, keys);
-        }
-        for (set, elements) in open {
-            batch.put(set, elements);
-        }
-        lengths
-    }
-}
-
-/// Whether the elements of one set are those of the ruleset, and end when they should.
-fn is_as_wanted(
-    ruleset: &Ruleset,
-    set: &table::Set,
-    found: Vec<reading::Found>,
-    early: Duration,
-    now: BootTime,
-) -> bool {
-    let mut found: BTreeMap<Vec<u8>, Option<Duration>> = found
-        .into_iter()
-        .map(|(key, remaining)| (key_bytes(&key), remaining))
-        .collect();
-    let openings = ruleset
-        .openings()
-        .iter()
-        .filter(|(opening, _)| set_of(opening) == set.name);
-    let timed = openings.map(|(opening, end)| (key_of(opening), *end));
-    let fixed = set.fixed.iter().map(|key| (key.clone(), End::Never));
-    for (key, end) in fixed.chain(timed) {
-        let is_right = match (found.remove(&key_bytes(&key)), end) {
-            (Some(remaining), End::Never) => remaining.is_none(),
-            (Some(remaining), End::At(end)) => {
-                remaining.is_some_and(|remaining| is_due(remaining, end.since(now), early))
-            }
-            (None, End::Never) => false,
-            (None, End::At(end)) => is_due(Duration::ZERO, end.since(now), early),
-        };
-        if !is_right {
-            return false;
-        }
-    }
-    // What is left has ended for us but not for the kernel, or was never ours.
-    found
-        .values()
-        .all(|remaining| remaining.is_some_and(|remaining| remaining <= TOLERANCE))
-}
-
-/// Whether what remains is what should remain, or as much less as writing may have taken off.
-fn is_due(remaining: Duration, wanted: Duration, early: Duration) -> bool {
-    remaining <= wanted.saturating_add(TOLERANCE)
-        && remaining.saturating_add(early).saturating_add(TOLERANCE) >= wanted
 }
 
 fn check_kernel() -> Result<(), FirewallError> {
@@ -536,23 +363,5 @@ fn is_new_enough(release: &str) -> bool {
     match (numbers.next().flatten(), numbers.next().flatten()) {
         (Some(major), Some(minor)) => (major, minor) >= OLDEST_KERNEL,
         _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_writing_many_openings_took_off_is_no_tampering() {
-        let wanted = Duration::from_secs(60);
-        let early = ends_early_by(300_000);
-        assert_eq!(early, Duration::from_millis(1_500));
-        assert!(is_due(wanted - early, wanted, early));
-        assert!(is_due(wanted - early - TOLERANCE, wanted, early));
-        assert!(!is_due(wanted - early, wanted, Duration::ZERO));
-        assert!(!is_due(wanted - Duration::from_secs(3), wanted, early));
-        // Nothing may end later for it.
-        assert!(!is_due(wanted + early, wanted, early));
     }
 }

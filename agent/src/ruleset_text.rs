@@ -34,7 +34,7 @@ pub fn write_ruleset(text: &mut impl Write, ruleset: &Ruleset, now: BootTime) ->
         format_iso8601(ruleset.udp_grace())
     )?;
     let mut openings: BTreeMap<(Prefix, End), Vec<PortKey>> = BTreeMap::new();
-    for (opening, end) in ruleset.openings() {
+    for (opening, end) in ruleset.openings().sorted() {
         openings
             .entry((opening.source, *end))
             .or_default()

@@ -184,7 +184,7 @@ fn one_of_two_overlapping_openings_can_be_taken_out() {
     let mut both = narrow.clone();
     both.open(
         opening("198.51.100.0/24", tcp(22)),
-        *wide.openings().values().next().unwrap(),
+        *wide.openings().iter().next().unwrap().1,
     );
 
     scene.apply(&both);

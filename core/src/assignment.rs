@@ -32,9 +32,14 @@ pub struct Digest {
 
 impl Digest {
     pub fn of<'i>(ids: impl IntoIterator<Item = &'i GrantId>) -> Self {
+        Self::of_sorted(ids.into_iter().collect::<BTreeSet<_>>())
+    }
+
+    /// Of ids that come in their order, each once.
+    pub(crate) fn of_sorted<'i>(ids: impl IntoIterator<Item = &'i GrantId>) -> Self {
         let mut count: u32 = 0;
         let mut hash = Sha256::new();
-        for id in ids.into_iter().collect::<BTreeSet<_>>() {
+        for id in ids {
             count = count.saturating_add(1);
             hash.update(id.uuid().as_bytes());
         }

@@ -4,6 +4,8 @@
 //! only then open. Everything read back from disk is verified again.
 
 mod change;
+mod entries;
+mod in_force;
 mod record;
 
 use alloc::boxed::Box;
@@ -22,6 +24,8 @@ use crate::port::{PortKey, PortSpan};
 use crate::ruleset::{End, OpeningKey, Ruleset};
 use crate::signing::PublicKey;
 use crate::time::{BootTime, Timestamp};
+use entries::Entries;
+use in_force::InForce;
 
 pub use change::{AssignmentRefused, Change, LeftOut};
 pub use record::{AssignedRecord, Boot, Record, Replayed};
@@ -100,14 +104,15 @@ pub struct Ledger {
     policy: Option<VerifiedPolicy>,
     /// Ports of a policy that is being written to disk, or of one read back whose key is trusted no more.
     also_guarded: Vec<PortSpan>,
-    entries: BTreeMap<GrantId, Entry>,
+    entries: Entries,
     /// Closed before their end, with that end: a server restored from an old copy may send them again.
     revoked: BTreeMap<GrantId, Timestamp>,
+    in_force: Option<InForce>,
 }
 
 impl Ledger {
     /// An empty ledger of a host that just joined. `root` was pinned at enrolment.
-    pub const fn new(machine: MachineId, root: PublicKey) -> Self {
+    pub fn new(machine: MachineId, root: PublicKey) -> Self {
         Self {
             machine,
             root,
@@ -115,8 +120,9 @@ impl Ledger {
             keys: None,
             policy: None,
             also_guarded: Vec::new(),
-            entries: BTreeMap::new(),
+            entries: Entries::default(),
             revoked: BTreeMap::new(),
+            in_force: None,
         }
     }
 
@@ -138,7 +144,7 @@ impl Ledger {
 
     /// Over all assigned grants, the refused ones too.
     pub fn digest(&self) -> Digest {
-        Digest::of(self.entries.keys())
+        Digest::of_sorted(self.entries.ids())
     }
 
     /// The grants that are open or will open, in the order of their ids.
@@ -154,7 +160,7 @@ impl Ledger {
 
     fn accepted(&self) -> impl Iterator<Item = (GrantId, &Accepted)> {
         self.entries.iter().filter_map(|(id, entry)| match entry {
-            Entry::Accepted(accepted) => Some((*id, accepted.as_ref())),
+            Entry::Accepted(accepted) => Some((id, accepted.as_ref())),
             Entry::Refused(_) => None,
         })
     }
@@ -175,7 +181,7 @@ impl Ledger {
     }
 
     fn remove(&mut self, id: GrantId) {
-        if let Some(Entry::Accepted(accepted)) = self.entries.remove(&id) {
+        if let Some(Entry::Accepted(accepted)) = self.entries.remove(id) {
             self.revoked.insert(id, accepted.grant.grant().not_after);
         }
     }
@@ -206,31 +212,29 @@ impl Ledger {
         if record.policy.is_some() {
             self.also_guarded.clear();
         }
-        self.entries.extend(
-            accepted
-                .into_iter()
-                .map(|(id, accepted)| (id, Entry::Accepted(accepted))),
-        );
-        self.entries.extend(
-            refused
-                .into_iter()
-                .map(|(id, rejected)| (id, Entry::Refused(rejected.code().to_string()))),
-        );
+        for (id, accepted) in accepted {
+            self.entries.insert(id, Entry::Accepted(accepted));
+        }
+        for (id, rejected) in refused {
+            self.entries
+                .insert(id, Entry::Refused(rejected.code().to_string()));
+        }
     }
 
     /// What should hold now: the host's own file, the policy's ports, and the grants that are open.
     pub fn ruleset(&self, host: &HostRules, now: BootTime) -> Ruleset {
-        let spans = host.guarded.iter().chain(self.policy_ports());
-        let mut ruleset = base_ruleset(host, spans.flat_map(|span| span.keys()).collect());
+        let mut ruleset = base_ruleset(host, self.guarded(host));
         for (_, accepted) in self.accepted().filter(|(_, accepted)| accepted.is_open(now)) {
-            let grant = accepted.grant.grant();
-            for source in &grant.sources {
-                for key in grant.ports.iter().flat_map(|span| span.keys()) {
-                    ruleset.open(OpeningKey { source: *source, key }, End::At(accepted.end()));
-                }
+            for opening in entries::openings(accepted.grant.grant()) {
+                ruleset.open(opening, End::At(accepted.end()));
             }
         }
         ruleset
+    }
+
+    fn guarded(&self, host: &HostRules) -> BTreeSet<PortKey> {
+        let spans = host.guarded.iter().chain(self.policy_ports());
+        spans.flat_map(|span| span.keys()).collect()
     }
 
     fn policy_ports(&self) -> impl Iterator<Item = &PortSpan> {
@@ -240,16 +244,16 @@ impl Ledger {
 
     /// When the ruleset changes next by itself: a start or an end.
     pub fn next_deadline(&self, now: BootTime) -> Option<BootTime> {
-        self.accepted()
-            .flat_map(|(_, accepted)| [accepted.start, accepted.end()])
-            .filter(|moment| *moment > now)
-            .min()
+        self.entries.next_moment(now)
     }
 
     /// Openings and ends that no receipt has been made for yet.
     pub fn unreported(&self, now: BootTime) -> Unreported {
         let mut unreported = Unreported::default();
-        for (id, accepted) in self.accepted() {
+        for id in self.entries.due(now) {
+            let Some(accepted) = self.entries.accepted(id) else {
+                continue;
+            };
             if accepted.is_open(now) && !accepted.opened {
                 unreported.opened.push(id);
             }
@@ -269,20 +273,18 @@ impl Ledger {
 
     fn mark_reported(&mut self, opened: &[GrantId], closed: &[GrantId]) {
         for id in opened {
-            if let Some(Entry::Accepted(accepted)) = self.entries.get_mut(id) {
-                accepted.opened = true;
-            }
+            self.entries.change(*id, |accepted| accepted.opened = true);
         }
         for id in closed {
-            if let Some(Entry::Accepted(accepted)) = self.entries.get_mut(id) {
-                accepted.closed = true;
-            }
+            self.entries.change(*id, |accepted| accepted.closed = true);
         }
     }
 
     /// Whether a grant is in the ledger and has not been reported as closed.
     pub fn was_opened(&self, id: GrantId) -> bool {
-        matches!(self.entries.get(&id), Some(Entry::Accepted(accepted)) if accepted.opened && !accepted.closed)
+        self.entries
+            .accepted(id)
+            .is_some_and(|accepted| accepted.opened && !accepted.closed)
     }
 
     /// The server was heard after a reboot: what it says of the time takes the wall clock's place. Ends that
@@ -290,15 +292,13 @@ impl Ledger {
     pub fn settle(&mut self, clock: &HostClock, now: BootTime) -> Option<Record> {
         let (latest, mark) = (clock.latest(now)?, clock.mark(now)?);
         let mut changed = false;
-        for entry in self.entries.values_mut() {
-            if let Entry::Accepted(accepted) = entry
-                && accepted.wall_end.take().is_some()
-            {
+        self.entries.change_all(|accepted| {
+            if accepted.wall_end.take().is_some() {
                 let left = accepted.grant.grant().not_after.since(latest);
                 accepted.end = accepted.end.min(now.plus(left));
                 changed = true;
             }
-        }
+        });
         changed.then(|| Record::Carried {
             mark,
             ends: self.ends(),
@@ -318,7 +318,8 @@ impl Ledger {
         Self {
             generation: Generation(0),
             also_guarded: Vec::new(),
-            entries: BTreeMap::new(),
+            entries: Entries::default(),
+            in_force: None,
             ..self
         }
     }
@@ -330,7 +331,7 @@ impl Ledger {
 
     /// The stable code of an assigned grant that was refused.
     pub fn refused_as(&self, id: GrantId) -> Option<&str> {
-        match self.entries.get(&id)? {
+        match self.entries.get(id)? {
             Entry::Refused(code) => Some(code),
             Entry::Accepted(_) => None,
         }

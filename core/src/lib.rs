@@ -27,6 +27,7 @@ pub mod host;
 pub mod id;
 pub mod keys;
 pub mod ledger;
+pub mod openings;
 pub mod policy;
 pub mod port;
 pub mod prefix;

@@ -2,11 +2,12 @@
 //!
 //! The firewall is made equal to it; nothing reads live rules to decide how to patch them.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeSet;
 use alloc::string::String;
 use core::net::IpAddr;
 use core::time::Duration;
 
+use crate::openings::Openings;
 use crate::port::PortKey;
 use crate::prefix::{Family, Prefix};
 use crate::time::BootTime;
@@ -42,7 +43,7 @@ pub struct Ruleset {
     guarded: BTreeSet<PortKey>,
     unguarded_interfaces: BTreeSet<String>,
     udp_grace: Duration,
-    openings: BTreeMap<OpeningKey, End>,
+    openings: Openings,
 }
 
 impl Ruleset {
@@ -65,7 +66,7 @@ impl Ruleset {
         self.udp_grace
     }
 
-    pub fn openings(&self) -> &BTreeMap<OpeningKey, End> {
+    pub const fn openings(&self) -> &Openings {
         &self.openings
     }
 
@@ -99,13 +100,18 @@ impl Ruleset {
             guarded,
             unguarded_interfaces,
             udp_grace,
-            openings: BTreeMap::new(),
+            openings: Openings::default(),
         }
     }
 
     /// Equal keys keep the later end: overlapping openings never cut each other short.
     pub fn open(&mut self, opening: OpeningKey, end: End) {
-        let known = self.openings.entry(opening).or_insert(end);
-        *known = (*known).max(end);
+        let known = self.openings.get(&opening).copied();
+        self.openings.set(opening, known.max(Some(end)));
+    }
+
+    /// Gives an opening this end, or none.
+    pub(crate) fn set(&mut self, opening: OpeningKey, end: Option<End>) {
+        self.openings.set(opening, end);
     }
 }

@@ -96,8 +96,11 @@ proptest! {
         steps in prop::collection::vec(step(), 1..24),
         packets in prop::collection::vec(packet(), 8),
         later in 0_u64..100,
+        trusts in any::<bool>(),
     ) {
         let mut host = Host::new();
+        let mut trusting = host.rules.clone();
+        trusting.trusted_sources = vec!["10.0.0.0/24".parse().unwrap(), "2001:db8::1".parse().unwrap()];
         let mut live: BTreeMap<GrantId, IssuedGrant> = BTreeMap::new();
         let (mut second, mut number) = (0, 0_u128);
         for step in steps {
@@ -134,6 +137,10 @@ proptest! {
                 }
             }
             let ruleset = host.ledger.ruleset(&host.rules, boot(second));
+            // Brought up to date step by step, it is what it would be from scratch.
+            let rules = if trusts { &trusting } else { &host.rules };
+            let in_force = host.ledger.in_force(rules, boot(second));
+            prop_assert_eq!(in_force, host.ledger.ruleset(rules, boot(second)));
             let grants = || live.values().map(|issued| &issued.grant);
             for (source, key) in &packets {
                 prop_assert_eq!(

@@ -15,7 +15,8 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProto
 
 use super::bytecode::{NFT_OBJECT_COUNTER, expressions, millis, text};
 use super::netlink::{emit, inet};
-use super::table::{Chain, DENIED, HookPoint, Key, KeyPart, Lifetime, Set, SetKind, SetName, TABLE, Value};
+use super::set::{Key, KeyPart, Lifetime, SetKind, SetName, Value};
+use super::table::{Chain, DENIED, HookPoint, Set, TABLE};
 
 /// A list of elements is one attribute, whose length is a 16-bit number.
 const ELEMENTS_PER_MESSAGE: usize = 500;

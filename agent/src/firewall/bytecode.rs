@@ -12,7 +12,8 @@ use netlink_packet_netfilter::nftables::{
 };
 use nightlatch_core::prefix::Family;
 
-use super::table::{DENIED, Field, Rule, SetName, Step, mask};
+use super::set::SetName;
+use super::table::{DENIED, Field, Rule, Step, mask};
 
 /// Registers are named as the kernel names them when it lists the rule.
 pub(crate) fn expressions(rule: &Rule) -> Vec<Expressions> {

@@ -16,7 +16,8 @@ use nightlatch_core::ruleset::OpeningKey;
 
 use super::FirewallError;
 use super::netlink::{self, LISTING_ATTEMPTS, Netlink};
-use super::table::{DENIED, Key, KeyPart, SetName, TABLE, Table, Value};
+use super::set::{Key, KeyPart, SetName, Value};
+use super::table::{DENIED, TABLE, Table};
 use super::{batch, bytecode};
 
 /// What our table in the kernel says, whoever wrote it.

@@ -23,10 +23,8 @@ use nightlatch_core::prefix::Family;
 use nightlatch_core::ruleset::Ruleset;
 use nightlatch_core::time::BootTime;
 
-use super::table::{
-    self, DENIED, Field, HookPoint, Key, KeyPart, Lifetime, SetKind, SetName, Step, TABLE, Table, Value,
-    key_of, set_of,
-};
+use super::set::{Key, KeyPart, Lifetime, SetKind, SetName, Value, key_of, set_of};
+use super::table::{self, DENIED, Field, HookPoint, Step, TABLE, Table};
 
 /// The commands that make the table of `ruleset` where there is none.
 pub fn rendering(ruleset: &Ruleset, now: BootTime) -> Nftables<'static> {
@@ -65,16 +63,14 @@ pub fn rendering(ruleset: &Ruleset, now: BootTime) -> Nftables<'static> {
             }));
         }
     }
+    let all = ruleset.openings().sorted();
     for set in &table.sets {
         let fixed = set.fixed.iter().map(|key| element(key, Lifetime::Never));
-        let openings = ruleset
-            .openings()
-            .iter()
-            .filter(|(opening, _)| set_of(opening) == set.name);
+        let openings = all.iter().filter(|(opening, _)| set_of(opening) == set.name);
         let openings = openings.filter_map(|(opening, end)| {
             Some(element(
                 &key_of(opening),
-                in_seconds(Lifetime::until(*end, now)?)?,
+                in_seconds(Lifetime::until(**end, now)?)?,
             ))
         });
         let elements: Vec<Expression<'static>> = fixed.chain(openings).collect();

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::record::Envelope;
-use super::{Accepted, AssignedRecord, Closing, Entry, Ledger, MOST_GRANTS, MOST_OPENINGS, Record};
+use super::{Accepted, AssignedRecord, Closing, Ledger, MOST_GRANTS, MOST_OPENINGS, Record};
 use crate::assignment::{Assigned, Assignment, Digest, Generation};
 use crate::ceiling::Ceiling;
 use crate::clock::{HostClock, Mark};
@@ -122,21 +122,23 @@ impl Ledger {
         self.check_generation(assignment, keys.as_ref(), latest)?;
         let policy = self.newer_policy(assignment, known, &mut left_out);
 
-        let (mut closing, remaining) = self.closing(assignment);
+        let gone = self.gone(assignment);
+        let remaining = self.remaining(assignment, &gone);
         if remaining.len() > MOST_GRANTS {
             return Err(AssignmentRefused::TooMany(remaining.len()));
         }
-        if Digest::of(&remaining) != assignment.digest {
+        if Digest::of_sorted(&remaining) != assignment.digest {
             return Err(AssignmentRefused::DigestDiffers);
         }
-        let (accepted, refused) = self.judge_added(assignment, &remaining, |grant| {
+        let (accepted, refused) = self.judge_added(assignment, &gone, |grant| {
             judge(grant.id, &grant.envelope, known, self.machine, ceiling, latest)
                 .map(|grant| fix(grant, latest, now))
         });
+        let mut closing: Vec<_> = gone.iter().map(|id| (*id, Closing::Removed)).collect();
         // Keys that left the list take their grants with them.
         if let Some(keys) = &keys {
             let fallen = self.accepted().filter(|(id, held)| {
-                remaining.contains(id)
+                remaining.binary_search(id).is_ok()
                     && held
                         .grant
                         .envelope()
@@ -165,39 +167,43 @@ impl Ledger {
         })
     }
 
-    /// What the assignment takes away, and the ids that the host has after it.
-    fn closing(&self, assignment: &Assignment) -> (Vec<(GrantId, Closing)>, BTreeSet<GrantId>) {
-        let mut remaining: BTreeSet<GrantId> = self.entries.keys().copied().collect();
-        let added: BTreeSet<GrantId> = assignment.added.iter().map(|added| added.id).collect();
-        let mut gone: BTreeSet<GrantId> = assignment
-            .removed
-            .iter()
-            .filter(|id| remaining.contains(id))
-            .copied()
-            .collect();
+    /// What the assignment takes away.
+    fn gone(&self, assignment: &Assignment) -> BTreeSet<GrantId> {
+        let removed = assignment.removed.iter().copied();
+        let mut gone: BTreeSet<GrantId> = removed.filter(|id| self.entries.contains(*id)).collect();
         if assignment.base.is_none() {
-            gone.extend(remaining.difference(&added));
+            let added: BTreeSet<&GrantId> = assignment.added.iter().map(|added| &added.id).collect();
+            gone.extend(self.entries.ids().filter(|id| !added.contains(id)));
         }
-        remaining.retain(|id| !gone.contains(id));
-        remaining.extend(&added);
-        (
-            gone.into_iter().map(|id| (id, Closing::Removed)).collect(),
-            remaining,
-        )
+        gone
+    }
+
+    /// The ids that the host has after it, in their order.
+    fn remaining(&self, assignment: &Assignment, gone: &BTreeSet<GrantId>) -> Vec<GrantId> {
+        let stays = self.entries.ids().filter(|id| !gone.contains(id)).copied();
+        let added = assignment.added.iter().map(|added| added.id);
+        let mut remaining: Vec<GrantId> = stays.chain(added).collect();
+        // Two runs that are sorted already merge in one pass.
+        remaining.sort();
+        remaining.dedup();
+        remaining
     }
 
     fn judge_added(
         &self,
         assignment: &Assignment,
-        remaining: &BTreeSet<GrantId>,
+        gone: &BTreeSet<GrantId>,
         verdict: impl Fn(&Assigned) -> Result<Accepted, GrantRejected>,
     ) -> Judged {
         let (mut accepted, mut refused) = (Vec::new(), Vec::new());
-        let held = self.accepted().filter(|(id, _)| remaining.contains(id));
-        let mut openings: usize = held.map(|(_, held)| held.grant.grant().openings()).sum();
+        let gone = gone.iter().filter_map(|id| self.entries.accepted(*id));
+        let gone = gone.fold(0, |sum: usize, gone| {
+            sum.saturating_add(gone.grant.grant().openings())
+        });
+        let mut openings = self.entries.openings().saturating_sub(gone);
         for added in &assignment.added {
             // An id is signed once: what is held stands, whatever comes under its name.
-            if matches!(self.entries.get(&added.id), Some(Entry::Accepted(_))) {
+            if self.entries.accepted(added.id).is_some() {
                 continue;
             }
             let verdict = if self.revoked.contains_key(&added.id) {

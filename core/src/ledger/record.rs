@@ -116,7 +116,7 @@ impl Ledger {
                 .iter()
                 .filter_map(|(id, entry)| match entry {
                     Entry::Accepted(_) => None,
-                    Entry::Refused(code) => Some((*id, code.clone())),
+                    Entry::Refused(code) => Some((id, code.clone())),
                 })
                 .collect(),
             revoked: self
@@ -181,10 +181,10 @@ impl Ledger {
                     mark = Some(carried);
                     unsettled.clear();
                     for (id, start, end) in ends {
-                        if let Some(Entry::Accepted(accepted)) = ledger.entries.get_mut(&id) {
+                        ledger.entries.change(id, |accepted| {
                             (accepted.start, accepted.end) = (start, end);
                             unsettled.extend((!settled).then_some(id));
-                        }
+                        });
                     }
                 }
                 Record::Reported { opened, closed } => {
@@ -225,10 +225,10 @@ impl Ledger {
     /// Until the server is heard, the wall clock counts too, if it isn't plainly behind.
     fn bound_by_wall(&mut self, ids: &BTreeSet<GrantId>, earliest: Timestamp, boot: Boot) {
         for id in ids {
-            if let Some(Entry::Accepted(accepted)) = self.entries.get_mut(id) {
+            self.entries.change(*id, |accepted| {
                 let left = accepted.grant.grant().not_after.since(boot.wall);
                 accepted.wall_end = (boot.wall >= earliest).then(|| boot.now.plus(left));
-            }
+            });
         }
     }
 
@@ -293,12 +293,10 @@ impl Ledger {
     }
 
     fn carry(&mut self, mark: Mark, boot: Boot) -> Record {
-        for entry in self.entries.values_mut() {
-            if let Entry::Accepted(accepted) = entry {
-                accepted.start = boot.now.plus(accepted.start.since(mark.at));
-                accepted.end = boot.now.plus(accepted.end.since(mark.at));
-            }
-        }
+        self.entries.change_all(|accepted| {
+            accepted.start = boot.now.plus(accepted.start.since(mark.at));
+            accepted.end = boot.now.plus(accepted.end.since(mark.at));
+        });
         let ids = self.accepted().map(|(id, _)| id).collect();
         self.bound_by_wall(&ids, mark.time, boot);
         let time = mark

@@ -1,0 +1,61 @@
+//! The ruleset of now, brought up to date by what has changed since it was last asked for.
+
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+
+use super::Ledger;
+use crate::host::HostRules;
+use crate::port::PortKey;
+use crate::prefix::Prefix;
+use crate::ruleset::{End, OpeningKey, Ruleset};
+use crate::time::BootTime;
+
+#[derive(Clone, Debug)]
+pub(super) struct InForce {
+    ruleset: Ruleset,
+    trusted_sources: Vec<Prefix>,
+    at: BootTime,
+}
+
+impl InForce {
+    fn end_of_trusted(&self, opening: OpeningKey) -> Option<End> {
+        let is_trusted = self.trusted_sources.contains(&opening.source);
+        (is_trusted && self.ruleset.guarded().contains(&opening.key)).then_some(End::Never)
+    }
+}
+
+impl Ledger {
+    /// The same as [`Self::ruleset`], at the cost of what has changed since the last time.
+    pub fn in_force(&mut self, host: &HostRules, now: BootTime) -> Ruleset {
+        let guarded = self.guarded(host);
+        let known = self.in_force.take();
+        let known = known.filter(|known| known.at <= now && has_same_frame(known, host, &guarded));
+        let in_force = match known {
+            Some(mut known) => {
+                for key in self.entries.take_touched(known.at, now) {
+                    let end = known.end_of_trusted(key).max(self.entries.end_of(key, now));
+                    known.ruleset.set(key, end);
+                }
+                known.at = now;
+                known
+            }
+            None => {
+                self.entries.forget_touched();
+                InForce {
+                    ruleset: self.ruleset(host, now),
+                    trusted_sources: host.trusted_sources.clone(),
+                    at: now,
+                }
+            }
+        };
+        self.in_force.insert(in_force).ruleset.clone()
+    }
+}
+
+/// Whether only what grants open can differ.
+fn has_same_frame(known: &InForce, host: &HostRules, guarded: &BTreeSet<PortKey>) -> bool {
+    known.ruleset.guarded() == guarded
+        && *known.ruleset.unguarded_interfaces() == host.unguarded_interfaces
+        && known.ruleset.udp_grace() == host.udp_grace
+        && known.trusted_sources == host.trusted_sources
+}
