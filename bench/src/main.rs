@@ -5,50 +5,88 @@
     reason = "the report goes to stdout, progress to stderr"
 )]
 
-mod measure;
+mod asks;
+mod caller;
+mod doors;
+mod ends;
+mod published;
 mod report;
+mod sizes;
+mod survey;
+mod world;
 
+use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use nightlatch_tests::lab::{Lab, Stage, Wish};
+use nightlatch_bench::{document, keeper};
+use nightlatch_tests::lab::Lab;
 use nightlatch_tests::plan::{LabName, binaries_beside};
+use nightlatch_tests::scratch;
 
-/// Measures request → first connect, the error of the end, and memory, in a lab that is made for it.
+use crate::sizes::Sizes;
+
+/// Measures what docs/performance.md tells, in a lab that is made for it and removed afterwards.
 ///
-/// Example: nightlatch-bench --runs 50 --ends 20
+/// Example: nightlatch-bench --quick
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// How often access is requested and used.
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(3..=200))]
-    runs: u16,
-    /// How many ends are watched (3 s each), with the agent alive and again with it dead.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(3..=100))]
-    ends: u16,
-    /// The folder with the binaries. Default: where this program lies.
+    /// Fewer runs of everything: about two minutes.
     #[arg(long)]
+    quick: bool,
+    /// The folder whose performance.md gets the tables, and performance.svg the chart.
+    #[arg(long, value_name = "DIR")]
+    docs: Option<PathBuf>,
+    /// The folder with the binaries. Default: where this program lies.
+    #[arg(long, value_name = "DIR")]
     bin: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+    let Arguments { quick, docs, bin } = Arguments::parse();
+    ensure!(
+        docs.is_none() || !cfg!(debug_assertions),
+        "--docs: figures of a build that isn't optimised are not published: `make bench` builds the right one"
+    );
     let own = std::env::current_exe().context("finding this program")?;
-    let binaries = arguments
-        .bin
+    let binaries = bin
         .or_else(|| binaries_beside(&own))
         .context("no binaries beside this program: name their folder with --bin")?;
-    let name: LabName = "bench".parse().context("naming the lab")?;
-    let wish = Wish {
-        name: name.clone(),
-        machines: 1,
-        binaries,
-        stage: Stage::Guarded,
-    };
-    let measured = Lab::up(wish, |step| eprintln!("{step}"))
-        .and_then(|lab| measure::everything(&lab, arguments.runs, arguments.ends));
+    let profile = binaries
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let sizes = if quick { Sizes::QUICK } else { Sizes::FULL };
+
+    for name in scratch::sweep()? {
+        eprintln!("removed {name}, which an earlier run left behind");
+    }
+    let name = LabName::of_test(std::process::id(), 1);
+    let doomed = name.clone();
+    keeper::keep(sizes.longest, move || {
+        if let Err(error) = Lab::down(&doomed) {
+            eprintln!("{error:#}");
+        }
+    })?;
+    let begin = Instant::now();
+    let surveyed = survey::survey(&name, binaries, &sizes, |step| {
+        eprintln!("[{:4.0} s] {step}", begin.elapsed().as_secs_f64());
+    });
     let down = Lab::down(&name);
-    report::print(&measured?);
-    down
+    let survey = surveyed?;
+    down?;
+    let text = report::text(&survey, &profile, quick, begin.elapsed())?;
+    println!("{text}");
+    if let Some(docs) = docs {
+        let chart = docs.join("performance.svg");
+        fs::write(&chart, report::chart(&survey)).with_context(|| format!("writing {}", chart.display()))?;
+        document::replace_part(&docs.join("performance.md"), "measured", &text)?;
+    }
+    Ok(())
 }
+
+/// How long anything may take that should take milliseconds.
+const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,0 +1,177 @@
+//! Knocking at doors, from addresses and at moments of one's choice. All of it happens in the network namespace
+//! of the thread that calls.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nightlatch_core::time::Timestamp;
+use nightlatch_tests::netns::Netns;
+use nix::errno::Errno;
+use nix::libc::linger;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket,
+    sockopt,
+};
+use nix::sys::time::TimeVal;
+
+use crate::moment;
+
+/// Somebody who answers behind a port, and hangs up at once.
+pub struct Doorkeeper {
+    at: SocketAddrV4,
+    netns: Netns,
+    is_over: Arc<AtomicBool>,
+    answering: Option<JoinHandle<()>>,
+}
+
+impl Doorkeeper {
+    pub fn answer(netns: &Netns, at: SocketAddrV4) -> Result<Self> {
+        let listener = netns
+            .inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, at.port())).context("listening"))
+            .with_context(|| format!("port {} of {}", at.port(), netns.name()))?;
+        // Knocking is faster than answering; a full queue would look like a shut door.
+        listen(&listener, Backlog::new(4096).context("a backlog")?).context("lengthening the queue")?;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&is_over);
+        let answering = thread::spawn(move || {
+            while let Ok((connection, _)) = listener.accept() {
+                drop(connection);
+                if flag.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        Ok(Self {
+            at,
+            netns: netns.clone(),
+            is_over,
+            answering: Some(answering),
+        })
+    }
+}
+
+impl Drop for Doorkeeper {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        // Loopback is never guarded, so this reaches accept(2) and ends it.
+        let port = self.at.port();
+        let woken = self.netns.inside(|| {
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+                .map(drop)
+                .context("waking")
+        });
+        if woken.is_ok()
+            && let Some(answering) = self.answering.take()
+        {
+            answering.join().ok();
+        }
+    }
+}
+
+/// One attempt to connect; the connection is reset at once, so that no port is kept for it.
+pub fn connects(from: Ipv4Addr, to: SocketAddrV4, patience: Duration) -> Result<bool> {
+    let door = bound(from, SockFlag::empty())?;
+    // The time that connect(2) may take, as for sends (socket(7)).
+    let limit = TimeVal::new(patience.as_secs().try_into()?, patience.subsec_micros().into());
+    setsockopt(&door, sockopt::SendTimeout, &limit).context("setting a timeout")?;
+    match connect(door.as_raw_fd(), &SockaddrStorage::from(to)) {
+        Ok(()) => Ok(true),
+        Err(Errno::EINPROGRESS | Errno::ETIMEDOUT) => Ok(false),
+        Err(Errno::ECONNREFUSED) => bail!("{to} is neither shut nor served"),
+        Err(error) => Err(error).with_context(|| format!("connecting from {from} to {to}")),
+    }
+}
+
+/// Knocks until it opens, a new attempt each millisecond; says when the attempt began that got through.
+pub fn first_open(from: Ipv4Addr, to: SocketAddrV4, patience: Duration) -> Result<Instant> {
+    let deadline = Instant::now() + patience;
+    let mut attempts: Vec<(Instant, TcpStream)> = Vec::new();
+    while Instant::now() < deadline {
+        attempts.push((Instant::now(), begun(from, to)?));
+        let answer_by = Instant::now() + Duration::from_millis(1);
+        while Instant::now() < answer_by {
+            let open = |(_, attempt): &&(Instant, TcpStream)| attempt.peer_addr().is_ok();
+            if attempts.iter().rev().take(20).any(|attempt| open(&attempt)) {
+                return Ok(Instant::now());
+            }
+            thread::sleep(Duration::from_micros(50));
+        }
+        // Older ones were dropped: TCP would try them again only after a second.
+        if attempts.len() > 200 {
+            attempts.drain(..100);
+        }
+    }
+    bail!("{to} did not open for {from} within {patience:?}")
+}
+
+/// What a door did round an expected end.
+pub struct Watched {
+    /// The beginning of the last attempt that got through.
+    pub last_open_at: Option<Timestamp>,
+    /// The beginning of the first attempt after it, none of which got through.
+    pub first_shut_at: Option<Timestamp>,
+}
+
+/// Knocks every `pace` from one moment to another.
+pub fn watch(
+    from: Ipv4Addr,
+    to: SocketAddrV4,
+    begin: Timestamp,
+    end: Timestamp,
+    pace: Duration,
+) -> Result<Watched> {
+    thread::sleep(begin.since(moment::now()?));
+    let mut attempts = Vec::new();
+    let mut next = Instant::now();
+    loop {
+        let now = moment::now()?;
+        if now > end {
+            break;
+        }
+        attempts.push((now, begun(from, to)?));
+        next += pace;
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    // For the answers to the last ones.
+    thread::sleep(Duration::from_millis(30));
+    let last = attempts
+        .iter()
+        .rposition(|(_, attempt)| attempt.peer_addr().is_ok());
+    let after = last.map_or(0, |last| last + 1);
+    Ok(Watched {
+        last_open_at: last.and_then(|last| attempts.get(last)).map(|(at, _)| *at),
+        first_shut_at: attempts.get(after).map(|(at, _)| *at),
+    })
+}
+
+fn begun(from: Ipv4Addr, to: SocketAddrV4) -> Result<TcpStream> {
+    let door = bound(from, SockFlag::SOCK_NONBLOCK)?;
+    match connect(door.as_raw_fd(), &SockaddrStorage::from(to)) {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(TcpStream::from(door)),
+        Err(error) => Err(error).with_context(|| format!("knocking from {from} at {to}")),
+    }
+}
+
+fn bound(from: Ipv4Addr, flags: SockFlag) -> Result<OwnedFd> {
+    let door = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | flags,
+        None,
+    )
+    .context("making a socket")?;
+    let reset = linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    setsockopt(&door, sockopt::Linger, &reset).context("setting SO_LINGER")?;
+    setsockopt(&door, sockopt::IpBindAddressNoPort, &true).context("setting IP_BIND_ADDRESS_NO_PORT")?;
+    let source = SocketAddr::from((from, 0));
+    bind(door.as_raw_fd(), &SockaddrStorage::from(source)).with_context(|| format!("binding {from}"))?;
+    Ok(door)
+}
