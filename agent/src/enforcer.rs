@@ -264,6 +264,7 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
     }
 
     fn assigned(&mut self, assignment: Assignment) {
+        self.remove(&assignment, self.clock.now());
         let Some(stream) = self.stream.as_mut() else {
             return;
         };
@@ -329,6 +330,7 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
         let refused = self.newly_refused(&change);
         let guards = self.guards();
         self.ledger.commit(change);
+        self.ledger.recorded(self.ledger.number());
         if assignment.base.is_none() {
             self.needs_whole = false;
             self.ask_whole_at = None;
@@ -364,6 +366,23 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
                 "the ledger's file stays long"
             );
         }
+    }
+
+    /// What goes with it, whatever becomes of the rest.
+    fn remove(&mut self, assignment: &Assignment, now: BootTime) {
+        let gone = self.ledger.removals(assignment);
+        if gone.is_empty() {
+            return;
+        }
+        let unreported = self.ledger.unreported(now);
+        let opened = gone
+            .iter()
+            .filter(|id| self.ledger.was_opened(**id) || unreported.opened.contains(id));
+        self.closed
+            .extend(opened.map(|id| (*id, Closing::Removed.code())));
+        let record = self.ledger.remove_all(gone, now);
+        self.enforce();
+        self.write_or_log(&record, false);
     }
 
     fn close(&mut self, change: &Change, now: BootTime) {
@@ -427,7 +446,7 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
             self.sink
                 .rewrite(&snapshot(&self.ledger, &self.time, self.clock.now()))?;
         }
-        self.sink.append(record, durably)
+        self.sink.append(std::slice::from_ref(record), durably)
     }
 
     fn write_or_log(&mut self, record: &Record, durably: bool) {

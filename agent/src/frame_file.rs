@@ -44,9 +44,28 @@ pub struct Found {
     length: usize,
 }
 
+/// What is wrong with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Damaged,
+    /// Sound as far as it goes, but it went further once.
+    Shortened,
+}
+
+impl Fault {
+    /// What the name of a file that was set aside has behind its own.
+    pub const fn mark(self) -> &'static str {
+        match self {
+            Self::Damaged => ".damaged-",
+            Self::Shortened => ".shortened-",
+        }
+    }
+}
+
 /// A file that can't be trusted to be complete. What is sound in it is still given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
+    pub fault: Fault,
     pub why: String,
     /// Where the damaged file was put, for a person to look at.
     pub set_aside: Option<PathBuf>,
@@ -71,6 +90,7 @@ pub fn read(path: &Path, header: &'static [u8]) -> Found {
             let damage = match contents.ending {
                 Ending::Whole | Ending::Torn { .. } => None,
                 Ending::Damaged { at } => Some(Damage {
+                    fault: Fault::Damaged,
                     why: format!("it is damaged at byte {at}"),
                     set_aside: None,
                 }),
@@ -94,6 +114,7 @@ pub fn read(path: &Path, header: &'static [u8]) -> Found {
         Err(error) => Found {
             payloads: Vec::new(),
             damage: Some(Damage {
+                fault: Fault::Damaged,
                 why: format!("it can't be read: {error}"),
                 set_aside: None,
             }),
@@ -123,7 +144,7 @@ impl FrameFile {
             rewritten: 0,
         };
         if let Some(damage) = &mut found.damage {
-            damage.set_aside = file.set_aside(wall);
+            damage.set_aside = file.set_aside(damage.fault, wall);
             return (file, found);
         }
         let opened = match found.ending {
@@ -142,22 +163,29 @@ impl FrameFile {
     }
 
     /// A file whose frames are sound but make no sense is no better than a damaged one.
-    pub fn give_up(&mut self, wall: Timestamp) -> Option<PathBuf> {
-        self.file = None;
-        self.set_aside(wall)
+    pub fn give_up(&mut self, fault: Fault, wall: Timestamp) -> Option<PathBuf> {
+        self.distrust();
+        self.set_aside(fault, wall)
     }
 
-    fn set_aside(&self, wall: Timestamp) -> Option<PathBuf> {
+    /// It takes nothing until it is rewritten.
+    pub fn distrust(&mut self) {
+        self.file = None;
+    }
+
+    fn set_aside(&self, fault: Fault, wall: Timestamp) -> Option<PathBuf> {
         let name = self.path.file_name()?.to_string_lossy().into_owned();
         let folder = self.path.parent()?;
-        let prefix = format!("{name}.damaged-");
         // One is enough to look at; more of them could fill the disk.
+        let marks = [Fault::Damaged, Fault::Shortened].map(|fault| format!("{name}{}", fault.mark()));
         for entry in std::fs::read_dir(folder).ok()?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let found = entry.file_name();
+            if marks.iter().any(|mark| found.to_string_lossy().starts_with(mark)) {
                 drop(std::fs::remove_file(entry.path()));
             }
         }
-        let aside = folder.join(format!("{prefix}{}", wall.to_string().replace(':', "")));
+        let moment = wall.to_string().replace(':', "");
+        let aside = folder.join(format!("{name}{}{moment}", fault.mark()));
         // A second name: until a new file is in its place, the damaged one still proves that something was lost.
         std::fs::hard_link(&self.path, &aside).ok()?;
         state::sync_folder_of(&aside).ok()?;

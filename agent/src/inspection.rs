@@ -8,7 +8,7 @@ use nightlatch_core::time::Timestamp;
 
 use crate::causes::causes;
 use crate::identity::{Enrollment, NoIdentity};
-use crate::ledger_file::{LedgerFile, Records};
+use crate::ledger_file::LedgerFile;
 use crate::startup;
 use crate::state::StateDir;
 
@@ -53,22 +53,22 @@ impl Inspection {
     }
 
     fn read_ledger(&mut self, state: &StateDir, enrollment: Enrollment) {
-        let Records { records, damage } = LedgerFile::read(&state.ledger());
-        if let Some(damage) = damage {
+        let found = LedgerFile::read(&state.ledger());
+        if let Some(damage) = &found.damage {
             self.problems.push(format!(
                 "the ledger {} can't be trusted: {}",
                 state.ledger().display(),
                 damage.why
             ));
             (self.ledger, self.time) = {
-                let (ledger, time) = startup::bare(&enrollment, records, self.boot);
+                let (ledger, time) = startup::bare(&enrollment, found, self.boot);
                 (Some(ledger), time)
             };
         } else {
             let replayed = Ledger::replay(
                 enrollment.machine_id,
                 enrollment.root_key.clone(),
-                records,
+                found.records,
                 self.rules.ceiling.as_ref(),
                 self.boot,
             );

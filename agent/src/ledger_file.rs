@@ -1,23 +1,27 @@
 //! The ledger on disk: what was accepted is there before it opens, and everything read back is verified again.
 
+mod floor;
+
 use std::path::{Path, PathBuf};
 
 use nightlatch_core::clock::HostClock;
 use nightlatch_core::ledger::{Ledger, Record};
+use nightlatch_core::port::PortSpan;
 use nightlatch_core::time::{BootTime, Timestamp};
 
-use crate::frame_file::{self, Damage, Found, FrameFile, NotWritten};
+use crate::frame_file::{self, Damage, Fault, Found, FrameFile, NotWritten};
+use floor::Floor;
 
 /// An empty ledger, as enrolment leaves it. Where there is less than this, something was lost.
 pub const HEADER: &[u8] = b"nightlatch-ledger 1\n";
 
 /// Where the enforcer's records go.
 pub trait RecordSink {
-    /// Adds a record, and returns when it is on disk if `durably`.
+    /// Adds records, and returns when they are on disk if `durably`.
     ///
     /// # Errors
-    /// The record isn't there, and the sink takes nothing until it is rewritten.
-    fn append(&mut self, record: &Record, durably: bool) -> Result<(), NotWritten>;
+    /// They aren't there, and the sink takes nothing until it is rewritten.
+    fn append(&mut self, records: &[Record], durably: bool) -> Result<(), NotWritten>;
 
     /// Writes these records in the place of all that was there.
     ///
@@ -38,7 +42,9 @@ pub trait RecordSink {
 /// The ledger's file.
 #[derive(Debug)]
 pub struct LedgerFile {
+    path: PathBuf,
     file: FrameFile,
+    floor: Floor,
 }
 
 /// The records that were found.
@@ -47,66 +53,107 @@ pub struct Records {
     pub records: Vec<Record>,
     /// If set, `records` has gaps: they prove signatures, but not what is in force.
     pub damage: Option<Damage>,
+    /// The last number that was given, as far as it is known, and the ports of the policy by then.
+    pub number: u64,
+    pub guarded: Vec<PortSpan>,
 }
 
 impl LedgerFile {
     /// Opens it for writing; the caller holds the directory's lock. A damaged one is set aside.
     pub fn open(path: PathBuf, wall: Timestamp) -> (Self, Records) {
-        let (mut file, found) = FrameFile::open(path, HEADER, wall);
+        let (mut file, found) = FrameFile::open(path.clone(), HEADER, wall);
+        let floor = Floor::read(&path);
         let is_blank = found.is_blank;
-        let mut records = Records::from(found);
+        let mut records = Records::new(found, &floor);
         if let Some(damage) = &mut records.damage
             && damage.set_aside.is_none()
             && !is_blank
         {
-            damage.set_aside = file.give_up(wall);
+            damage.set_aside = file.give_up(damage.fault, wall);
         }
-        (Self { file }, records)
+        let floor = floor.unwrap_or_default();
+        (Self { path, file, floor }, records)
     }
 
     /// Looks at it without changing anything.
     pub fn read(path: &Path) -> Records {
-        Records::from(frame_file::read(path, HEADER))
+        Records::new(frame_file::read(path, HEADER), &Floor::read(path))
+    }
+
+    fn raise_floor(&mut self, records: &[Record]) -> Result<(), NotWritten> {
+        let Some(raised) = self.floor.raised_by(records) else {
+            return Ok(());
+        };
+        let written = raised.write(&self.path);
+        match &written {
+            Ok(()) => self.floor = raised,
+            // Only a rewrite raises it again.
+            Err(_) => self.file.distrust(),
+        }
+        written
     }
 }
 
-impl From<Found> for Records {
-    fn from(found: Found) -> Self {
+impl Records {
+    fn new(found: Found, floor: &Result<Floor, String>) -> Self {
         let Found {
             payloads,
             mut damage,
             is_blank,
             ..
         } = found;
+        let because = |fault, why| Damage {
+            fault,
+            why,
+            set_aside: None,
+        };
         if is_blank {
-            damage = Some(Damage {
-                why: "it is missing or empty".to_owned(),
-                set_aside: None,
-            });
+            damage = Some(because(Fault::Damaged, "it is missing or empty".to_owned()));
         }
         let mut records = Vec::new();
         for payload in payloads {
             match serde_json::from_slice(&payload) {
                 Ok(record) => records.push(record),
                 Err(error) => {
-                    damage.get_or_insert_with(|| Damage {
-                        why: format!("it has a record that this version can't read: {error}"),
-                        set_aside: None,
-                    });
+                    let why = format!("it has a record that this version can't read: {error}");
+                    damage.get_or_insert_with(|| because(Fault::Damaged, why));
                 }
             }
         }
-        Self { records, damage }
+        let number = records.iter().filter_map(Record::number).max().unwrap_or(0);
+        let Floor {
+            number: least,
+            guarded,
+        } = match floor {
+            Ok(floor) => floor.clone(),
+            Err(why) => {
+                damage.get_or_insert_with(|| because(Fault::Damaged, why.clone()));
+                Floor::default()
+            }
+        };
+        if number < least {
+            let why = format!("it ends at number {number}, and {least} was on disk already");
+            damage.get_or_insert_with(|| because(Fault::Shortened, why));
+        }
+        Self {
+            records,
+            damage,
+            number: number.max(least),
+            guarded,
+        }
     }
 }
 
 impl RecordSink for LedgerFile {
-    fn append(&mut self, record: &Record, durably: bool) -> Result<(), NotWritten> {
-        self.file.append(&[serde_json::to_vec(record)?], durably)
+    fn append(&mut self, records: &[Record], durably: bool) -> Result<(), NotWritten> {
+        let durably = durably || records.iter().any(Record::must_stay);
+        self.file.append(&payloads(records)?, durably)?;
+        self.raise_floor(records)
     }
 
     fn rewrite(&mut self, records: &[Record]) -> Result<(), NotWritten> {
-        self.file.rewrite(&payloads(records)?)
+        self.file.rewrite(&payloads(records)?)?;
+        self.raise_floor(records)
     }
 
     fn is_sound(&self) -> bool {
@@ -114,11 +161,12 @@ impl RecordSink for LedgerFile {
     }
 
     fn compact(&mut self, snapshot: impl FnOnce() -> Vec<Record>) -> Result<(), NotWritten> {
-        if self.file.is_long() {
-            self.file.compact(&payloads(&snapshot())?)
-        } else {
-            Ok(())
+        if !self.file.is_long() {
+            return Ok(());
         }
+        let records = snapshot();
+        self.file.compact(&payloads(&records)?)?;
+        self.raise_floor(&records)
     }
 }
 

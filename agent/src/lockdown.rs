@@ -82,9 +82,8 @@ fn shut(
     };
     if file.is_none() {
         // Without the ceiling no grant can be judged, so the ledger's file stays as it is.
-        let records = LedgerFile::read(&state.ledger()).records;
-        let (machine, root) = (enrollment.machine_id, enrollment.root_key);
-        let ledger = Ledger::replay(machine, root, records, None, clock.boot()).ledger;
+        let found = LedgerFile::read(&state.ledger());
+        let (ledger, _) = startup::bare(&enrollment, found, clock.boot());
         return keep(rules, Some(&ledger), gate, clock);
     }
     let recalled = startup::recall(state, &enrollment, rules, clock.boot());

@@ -11,7 +11,7 @@ use nightlatch_core::signing::{SigningKey, base64_bytes, hex, sha256};
 use nightlatch_core::time::{BootId, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::frame_file::{Damage, FrameFile, NotWritten};
+use crate::frame_file::{Damage, Fault, FrameFile, NotWritten};
 
 const HEADER: &[u8] = b"nightlatch-receipts 1\n";
 /// The most receipts that wait for the server.
@@ -76,8 +76,9 @@ impl Outbox {
                 Ok(entry) => entries.push(entry),
                 Err(error) => {
                     damage.get_or_insert_with(|| Damage {
+                        fault: Fault::Damaged,
                         why: format!("it has a receipt that this version can't read: {error}"),
-                        set_aside: file.give_up(wall),
+                        set_aside: file.give_up(Fault::Damaged, wall),
                     });
                 }
             }

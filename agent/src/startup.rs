@@ -12,7 +12,7 @@ use nightlatch_core::port::{PortKey, PortRange, PortSpan};
 use crate::causes::causes;
 use crate::enforcer::Gate;
 use crate::firewall::FirewallError;
-use crate::frame_file::Damage;
+use crate::frame_file::{Damage, Fault};
 use crate::identity::Enrollment;
 use crate::ledger_file::{LedgerFile, RecordSink, Records, snapshot};
 use crate::state::{LEDGER, StateDir};
@@ -31,11 +31,11 @@ pub struct Recalled {
 /// Reads the ledger and writes down what a reboot has changed. Whatever is wrong with the file, what comes
 /// back opens nothing that isn't on disk.
 pub fn recall(state: &StateDir, enrollment: &Enrollment, rules: &HostRules, boot: Boot) -> Recalled {
-    let (mut sink, Records { records, damage }) = LedgerFile::open(state.ledger(), boot.wall);
+    let (mut sink, found) = LedgerFile::open(state.ledger(), boot.wall);
     let mut reports = Vec::new();
-    if let Some(damage) = damage {
+    if let Some(damage) = found.damage.clone() {
         tracing::error!(why = damage.why, set_aside = ?damage.set_aside, "the ledger can't be trusted: nothing opens");
-        let (ledger, time) = bare(enrollment, records, boot);
+        let (ledger, time) = bare(enrollment, found, boot);
         if let Err(error) = sink.rewrite(&snapshot(&ledger, &time, boot.now)) {
             tracing::error!(error = %causes(&error), "what is left of the ledger can't be written down");
         }
@@ -53,7 +53,7 @@ pub fn recall(state: &StateDir, enrollment: &Enrollment, rules: &HostRules, boot
     let replayed = Ledger::replay(
         enrollment.machine_id,
         enrollment.root_key.clone(),
-        records.clone(),
+        found.records.clone(),
         ceiling,
         boot,
     );
@@ -69,7 +69,7 @@ pub fn recall(state: &StateDir, enrollment: &Enrollment, rules: &HostRules, boot
         reports.push((left_out.code(), left_out.to_string()));
     }
     if let Some(carried) = carried
-        && let Err(error) = sink.append(&carried, true)
+        && let Err(error) = sink.append(&[carried], true)
     {
         tracing::error!(
             error = %causes(&error),
@@ -79,7 +79,7 @@ pub fn recall(state: &StateDir, enrollment: &Enrollment, rules: &HostRules, boot
             "LEDGER_NOT_WRITTEN",
             "the ends after a reboot could not be written".to_owned(),
         ));
-        let (ledger, time) = bare(enrollment, records, boot);
+        let (ledger, time) = bare(enrollment, found, boot);
         return Recalled {
             ledger,
             time,
@@ -107,37 +107,35 @@ pub fn recall(state: &StateDir, enrollment: &Enrollment, rules: &HostRules, boot
 
 /// Said as long as the server hasn't sent the whole, whoever found the damage.
 fn damage_report(state: &StateDir, damage: Option<&Damage>) -> Option<(&'static str, String)> {
-    let aside = state.set_aside(LEDGER);
-    if damage.is_none() && aside.is_none() {
-        return None;
-    }
-    let why = damage.map_or("it was damaged", |damage| damage.why.as_str());
+    let aside = |fault| Some((fault, state.set_aside(LEDGER, fault)?));
+    let aside = aside(Fault::Shortened).or_else(|| aside(Fault::Damaged));
+    let fault = damage
+        .map(|damage| damage.fault)
+        .or_else(|| aside.as_ref().map(|(fault, _)| *fault))?;
+    let (code, was) = match fault {
+        Fault::Damaged => ("LEDGER_DAMAGED", "it was damaged"),
+        Fault::Shortened => ("LEDGER_SHORTENED", "its end was lost"),
+    };
+    let why = damage.map_or(was, |damage| damage.why.as_str());
     let kept = aside
-        .map(|path| format!("; it is kept as {}", path.display()))
+        .map(|(_, path)| format!("; it is kept as {}", path.display()))
         .unwrap_or_default();
-    Some((
-        "LEDGER_DAMAGED",
-        format!("the ledger can't be trusted: {why}{kept}"),
-    ))
+    Some((code, format!("the ledger can't be trusted: {why}{kept}")))
 }
 
 /// Keys and policy prove themselves by their signatures; without a ceiling no grant comes along.
-pub(crate) fn bare(
-    enrollment: &Enrollment,
-    records: Vec<nightlatch_core::ledger::Record>,
-    boot: Boot,
-) -> (Ledger, HostClock) {
+pub(crate) fn bare(enrollment: &Enrollment, found: Records, boot: Boot) -> (Ledger, HostClock) {
     let replayed = Ledger::replay(
         enrollment.machine_id,
         enrollment.root_key.clone(),
-        records,
+        found.records,
         None,
         boot,
     );
-    (
-        replayed.ledger.without_grants(),
-        HostClock::new(boot.id, replayed.mark),
-    )
+    let mut ledger = replayed.ledger.without_grants();
+    ledger.also_guard(found.guarded);
+    ledger.skip_to(found.number);
+    (ledger, HostClock::new(boot.id, replayed.mark))
 }
 
 /// The ports that the table in the kernel guards. After a loss they stay guarded until the policy is known.

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::frame_file::Fault;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -62,9 +63,9 @@ impl StateDir {
         self.file("receipts")
     }
 
-    /// Where a damaged file was put, if it was.
-    pub fn set_aside(&self, name: &str) -> Option<PathBuf> {
-        let prefix = format!("{name}.damaged-");
+    /// Where a file with that fault was put, if it was.
+    pub fn set_aside(&self, name: &str, fault: Fault) -> Option<PathBuf> {
+        let prefix = format!("{name}{}", fault.mark());
         let entries = std::fs::read_dir(&self.0).ok()?.flatten();
         let found = entries
             .into_iter()

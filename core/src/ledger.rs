@@ -13,7 +13,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use crate::assignment::{Digest, Generation};
+use crate::assignment::{Assignment, Digest, Generation};
 use crate::clock::HostClock;
 use crate::grant::{Grant, VerifiedGrant};
 use crate::host::HostRules;
@@ -60,6 +60,8 @@ impl Closing {
 #[derive(Clone, Debug)]
 struct Accepted {
     grant: VerifiedGrant,
+    /// Whether the record that brought it is on disk; until then it does not open.
+    is_recorded: bool,
     start: BootTime,
     /// Fixed at the first acceptance; whatever comes later only shortens it.
     end: BootTime,
@@ -75,7 +77,7 @@ impl Accepted {
     }
 
     fn is_open(&self, now: BootTime) -> bool {
-        self.start <= now && now < self.end()
+        self.is_recorded && self.start <= now && now < self.end()
     }
 }
 
@@ -102,11 +104,18 @@ pub struct Ledger {
     generation: Generation,
     keys: Option<VerifiedKeys>,
     policy: Option<VerifiedPolicy>,
-    /// Ports of a policy that is being written to disk, or of one read back whose key is trusted no more.
+    /// Ports of a policy that the last one replaced and whose end isn't on disk yet, of one read back whose key
+    /// is trusted no more, or of one that was lost.
     also_guarded: Vec<PortSpan>,
+    /// The number of the record that ends `also_guarded`.
+    also_until: Option<u64>,
     entries: Entries,
+    /// Accepted, by the number of the record that isn't known to be on disk.
+    unrecorded: BTreeMap<u64, Vec<GrantId>>,
     /// Closed before their end, with that end: a server restored from an old copy may send them again.
     revoked: BTreeMap<GrantId, Timestamp>,
+    /// The number of the last record that was made.
+    number: u64,
     in_force: Option<InForce>,
 }
 
@@ -120,10 +129,23 @@ impl Ledger {
             keys: None,
             policy: None,
             also_guarded: Vec::new(),
+            also_until: None,
             entries: Entries::default(),
+            unrecorded: BTreeMap::new(),
             revoked: BTreeMap::new(),
+            number: 0,
             in_force: None,
         }
+    }
+
+    /// The number of the last record that was made. It never falls, so that less of it on disk is a loss.
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.number = self.number.saturating_add(1);
+        self.number
     }
 
     pub const fn generation(&self) -> Generation {
@@ -176,8 +198,37 @@ impl Ledger {
             }
         }
         if let Some(policy) = &change.policy {
-            self.also_guarded.extend(&policy.policy().guarded);
+            self.also_guard(policy.policy().guarded.iter().copied());
         }
+    }
+
+    /// These stay guarded until a policy comes.
+    pub fn also_guard(&mut self, spans: impl IntoIterator<Item = PortSpan>) {
+        for span in spans {
+            if !self.policy_ports().any(|known| *known == span) {
+                self.also_guarded.push(span);
+            }
+        }
+    }
+
+    /// What an assignment takes away, whatever else is wrong with it: the ids that it says are gone, for no id
+    /// comes back, and what it doesn't name if it is the whole and none older than what the host has.
+    pub fn removals(&self, assignment: &Assignment) -> Vec<GrantId> {
+        let current = assignment.base.is_none() && self.is_current(assignment);
+        self.gone(assignment, current).into_iter().collect()
+    }
+
+    /// Closes them at once. Gives the record, for whoever reads the ledger back.
+    pub fn remove_all(&mut self, ids: Vec<GrantId>, now: BootTime) -> Record {
+        let ends_later = |id: &GrantId| {
+            self.entries
+                .accepted(*id)
+                .is_some_and(|accepted| now < accepted.end)
+        };
+        let early = ids.iter().any(ends_later);
+        ids.iter().for_each(|id| self.remove(*id));
+        let number = self.next_number();
+        Record::Removed { number, early, ids }
     }
 
     fn remove(&mut self, id: GrantId) {
@@ -194,7 +245,7 @@ impl Ledger {
         }
     }
 
-    /// The opening half: only once the change's record is on disk.
+    /// The opening half. What it brings opens only when [`Self::recorded`] says that it may.
     pub fn commit(&mut self, change: Change) {
         self.close(&change);
         let Change {
@@ -207,10 +258,20 @@ impl Ledger {
         } = change;
         self.forget_revoked(record.mark.time);
         self.generation = record.generation;
+        self.number = self.number.max(record.number);
         self.keys = keys.or_else(|| self.keys.take());
-        self.policy = policy.or_else(|| self.policy.take());
-        if record.policy.is_some() {
-            self.also_guarded.clear();
+        if let Some(policy) = policy {
+            let before = self.policy.replace(policy);
+            self.also_guard(
+                before
+                    .into_iter()
+                    .flat_map(|before| before.policy().guarded.clone()),
+            );
+            self.also_until = Some(record.number);
+        }
+        if !accepted.is_empty() {
+            let ids = accepted.iter().map(|(id, _)| *id).collect();
+            self.unrecorded.insert(record.number, ids);
         }
         for (id, accepted) in accepted {
             self.entries.insert(id, Entry::Accepted(accepted));
@@ -219,6 +280,29 @@ impl Ledger {
             self.entries
                 .insert(id, Entry::Refused(rejected.code().to_string()));
         }
+    }
+
+    /// Everything up to this number is on disk: what it lets in may open.
+    pub fn recorded(&mut self, number: u64) {
+        while let Some(first) = self
+            .unrecorded
+            .first_entry()
+            .filter(|first| *first.key() <= number)
+        {
+            for id in first.remove() {
+                self.entries.change(id, |accepted| accepted.is_recorded = true);
+            }
+        }
+        if self.also_until.is_some_and(|until| until <= number) {
+            self.also_until = None;
+            self.also_guarded.clear();
+        }
+    }
+
+    /// Numbers go on from here: records up to it were lost.
+    pub fn skip_to(&mut self, number: u64) {
+        self.number = self.number.max(number);
+        self.recorded(self.number);
     }
 
     /// What should hold now: the host's own file, the policy's ports, and the grants that are open.
@@ -300,6 +384,7 @@ impl Ledger {
             }
         });
         changed.then(|| Record::Carried {
+            number: self.next_number(),
             mark,
             ends: self.ends(),
             settled: true,
@@ -312,13 +397,13 @@ impl Ledger {
             .collect()
     }
 
-    /// What holds without any grant: keys and policy. The generation is zero, so that the whole is sent again.
+    /// What holds without any grant: keys, policy, and what is guarded besides. The generation is zero, so that the whole is sent again.
     #[must_use]
     pub fn without_grants(self) -> Self {
         Self {
             generation: Generation(0),
-            also_guarded: Vec::new(),
             entries: Entries::default(),
+            unrecorded: BTreeMap::new(),
             in_force: None,
             ..self
         }

@@ -213,7 +213,17 @@ fn a_policy_shuts_before_the_disk_and_opens_after_it() {
         !host.allows(ALICE, "22/tcp", 0),
         "shut at once, opened only when the record is on disk"
     );
+    let in_force = |host: &mut Host| {
+        let in_force = host.ledger.in_force(&host.rules, boot(0));
+        assert_eq!(in_force, host.ledger.ruleset(&host.rules, boot(0)));
+        in_force.openings().len()
+    };
+    assert_eq!(in_force(&mut host), 0);
     host.ledger.commit(change);
+    assert!(!host.allows(ALICE, "22/tcp", 0));
+    assert_eq!(in_force(&mut host), 0);
+    host.ledger.recorded(host.ledger.number());
+    assert_eq!(in_force(&mut host), 1);
     assert!(host.allows(ALICE, "22/tcp", 0));
 }
 
@@ -453,12 +463,107 @@ fn a_grant_that_fell_to_a_lowered_ceiling_is_named() {
     let replayed = replay(None);
     assert_eq!(replayed.fallen, [issued.grant.id]);
     assert_eq!(replayed.ledger.refused_as(issued.grant.id), Some("NO_CEILING"));
-    let bare = replayed.ledger.without_grants();
+    let mut bare = replayed.ledger;
+    bare.also_guard(common::spans(&["9000/tcp"]));
+    let bare = bare.without_grants();
+    let key = common::spans(&["9000/tcp"])[0].keys().next().unwrap();
+    let ruleset = bare.ruleset(&HostRules::default(), boot(2));
+    assert!(ruleset.guarded().contains(&key), "it stays guarded");
     assert_eq!(
         (bare.generation(), bare.digest()),
         (Generation(0), Digest::of([]))
     );
     assert!(bare.keys().is_some());
+}
+
+#[test]
+fn a_policy_that_guards_less_waits_for_its_record() {
+    let mut host = Host::new();
+    host.rules = HostRules {
+        ceiling: Some(ceiling()),
+        ..HostRules::default()
+    };
+    let mut with = host.whole(&[]);
+    with.policy = Some(policy_envelope(1, Some(&policy())));
+    host.take(&with, 0).unwrap();
+    let mut deleted = host.whole(&[]);
+    deleted.policy = Some(policy_envelope(2, None));
+    let change = host.consider(&deleted, 0).unwrap();
+    host.ledger.close(&change);
+    let number = host.ledger.number();
+    host.ledger.commit(change);
+    host.ledger.recorded(number);
+    assert!(!host.allows(ALICE, "22/tcp", 0));
+    host.ledger.recorded(host.ledger.number());
+    assert!(host.ledger.ruleset(&host.rules, boot(0)).is_empty());
+}
+
+#[test]
+fn an_assignment_that_is_refused_takes_away_all_the_same() {
+    let mut host = Host::new();
+    let [first, second, third] = [1, 2, 3].map(|id| grant(id, &["22"], &[&format!("192.0.2.{id}")], 0, 100));
+    let whole = host.whole(&[first.clone(), second, third.clone()]);
+    host.take(&whole, 0).unwrap();
+    let allowed = |host: &Host| [1, 2, 3].map(|id| host.allows(&format!("192.0.2.{id}"), "22/tcp", 1));
+
+    let mut ahead = host.delta(&[], &[first.grant.id], &[]);
+    ahead.generation = Generation(ahead.generation.0 + 90_000_000_000);
+    assert!(matches!(
+        host.take(&ahead, 1),
+        Err(AssignmentRefused::AheadOfTime { .. })
+    ));
+    assert_eq!(allowed(&host), [false, true, true]);
+    let mut whole_ahead = host.whole(std::slice::from_ref(&third));
+    whole_ahead.generation = ahead.generation;
+    host.take(&whole_ahead, 1).unwrap_err();
+    assert_eq!(allowed(&host), [false, false, true]);
+    // One from before says nothing of what came later.
+    let older = Assignment {
+        generation: Generation(whole.generation.0 - 1),
+        added: Vec::new(),
+        ..whole
+    };
+    host.take(&older, 1).unwrap_err();
+    assert_eq!(allowed(&host), [false, false, true]);
+
+    let here = Boot {
+        id: FIRST_BOOT,
+        now: boot(2),
+        wall: at(2),
+    };
+    host.ledger = Ledger::replay(
+        MACHINE,
+        root().public(),
+        host.file.clone(),
+        Some(&ceiling()),
+        here,
+    )
+    .ledger;
+    assert_eq!(allowed(&host), [false, false, true], "after a restart too");
+}
+
+#[test]
+fn only_what_would_open_or_unguard_without_it_must_stay() {
+    let mut host = Host::new();
+    let [long, short] = [(1, 100), (2, 10)].map(|(id, end)| grant(id, &["22"], &[ALICE], 0, end));
+    let first = host.whole(&[]);
+    host.take(&first, 0).unwrap();
+    let more = host.delta(
+        &[long.clone(), short.clone()],
+        &[],
+        &[long.grant.id, short.grant.id],
+    );
+    let more = Assignment { keys: None, ..more };
+    host.take(&more, 0).unwrap();
+    let ended = host.delta(&[], &[short.grant.id], &[long.grant.id]);
+    host.take(&ended, 20).unwrap();
+    let revoked = host.delta(&[], &[long.grant.id], &[]);
+    host.take(&revoked, 20).unwrap();
+    let must_stay: Vec<bool> = host.file.iter().map(Record::must_stay).collect();
+    // The keys; the grants; the ended one and its assignment; the revoked one and its assignment.
+    assert_eq!(must_stay, [true, false, false, false, true, false]);
+    let numbers: Vec<_> = host.file.iter().filter_map(Record::number).collect();
+    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
 }
 
 #[test]

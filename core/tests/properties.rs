@@ -4,10 +4,11 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use common::{FIRST_BOOT, Host, MACHINE, at, boot, ceiling, grant, root};
+use nightlatch_core::assignment::{Assignment, Digest, Generation};
 use nightlatch_core::clock::HostClock;
 use nightlatch_core::grant::{Grant, IssuedGrant};
 use nightlatch_core::id::GrantId;
@@ -156,6 +157,56 @@ proptest! {
                 );
             }
         }
+    }
+
+    #[test]
+    fn whatever_is_wrong_with_an_assignment_what_it_takes_away_closes_and_a_refused_one_opens_nothing(
+        held in prop::collection::btree_set(1_u128..8, 0..6),
+        removed in prop::collection::btree_set(1_u128..8, 0..4),
+        added in prop::collection::btree_set(1_u128..12, 0..6),
+        later in -2_i64..3,
+        far_ahead in any::<bool>(),
+        base in prop::option::of(-2_i64..3),
+        fits in any::<bool>(),
+        knows_time in any::<bool>(),
+    ) {
+        let issued = |id: &u128| grant(*id, &["22"], &[&format!("192.0.2.{id}")], 0, 100);
+        let mut host = Host::new();
+        let first = host.whole(&held.iter().map(issued).collect::<Vec<_>>());
+        host.take(&first, 0).unwrap();
+        if !knows_time {
+            host.clock = HostClock::new(FIRST_BOOT, None);
+        }
+        let beside = |steps: i64| Generation(first.generation.0.saturating_add_signed(steps));
+        let left = held.difference(&removed).chain(&added).map(|id| issued(id).grant.id);
+        let assignment = Assignment {
+            generation: beside(if far_ahead { 90_000_000_000 } else { later }),
+            base: base.map(beside),
+            keys: None,
+            policy: None,
+            added: added.iter().map(|id| common::assigned(&issued(id))).collect(),
+            removed: removed.iter().map(|id| issued(id).grant.id).collect(),
+            digest: Digest::of(&left.take(if fits { usize::MAX } else { 0 }).collect::<Vec<_>>()),
+        };
+        let open = |host: &Host| -> BTreeSet<u128> {
+            (1..12).filter(|id| host.allows(&format!("192.0.2.{id}"), "22/tcp", 1)).collect()
+        };
+        let before = open(&host);
+        let taken = host.take(&assignment, 1).is_ok();
+        let after = open(&host);
+        // What an assignment both brings and takes is not there to be taken.
+        let taken_away = removed.iter().filter(|id| held.contains(id) || !added.contains(id));
+        prop_assert!(after.is_disjoint(&taken_away.copied().collect()), "{after:?}");
+        if base.is_none() && assignment.generation >= first.generation {
+            prop_assert!(after.is_subset(&added), "{after:?}");
+        }
+        if !taken {
+            prop_assert!(after.is_subset(&before), "{after:?}");
+        }
+        let here = Boot { id: FIRST_BOOT, now: boot(1), wall: at(1) };
+        let records = host.file.clone();
+        host.ledger = Ledger::replay(MACHINE, root().public(), records, Some(&ceiling()), here).ledger;
+        prop_assert_eq!(open(&host), after, "read back");
     }
 
     #[test]

@@ -248,6 +248,65 @@ fn a_ledger_cut_at_any_byte_heals_and_opens_nothing_that_it_should_not() -> Resu
 }
 
 #[test]
+fn a_ledger_cut_anywhere_never_brings_back_what_was_revoked_although_the_server_is_gone() -> Result<()> {
+    in_a_lab(1, Stage::Guarded, |lab| {
+        let doors = Doors::new(lab)?;
+        doors.open(1)?;
+        let revoked = doors.open(2)?;
+        lab.client()
+            .run(&["revoke", &revoked])?
+            .expect_success("nightlatch revoke")?;
+        doors.open(3)?;
+        lab.machine(1).end_agent(Signal::SIGKILL)?;
+        lab.control().end(Signal::SIGKILL)?;
+        let file = lab.machine(1).state().join("ledger");
+        let ledger = fs::read(&file).context("reading the ledger")?;
+        let (header, ends) = frames(&ledger)?;
+        let source = Doors::source(2);
+        for cut in cuts(&ledger)? {
+            fs::write(&file, ledger.get(..cut).context("a cut beyond the end")?)?;
+            let outcome = lab.machine(1).run_agent(&["ruleset"])?;
+            let ruleset = outcome.expect_success("nightlatch-agent ruleset")?;
+            ensure!(
+                !ruleset.contains(&source),
+                "cut at {cut} of {}: {ruleset}",
+                ledger.len()
+            );
+        }
+        // At the seams between frames, by packets.
+        let seams = [header].into_iter().chain(ends.iter().copied());
+        for cut in seams.filter(|cut| *cut < ledger.len()).step_by(2) {
+            fs::write(&file, ledger.get(..cut).context("a cut beyond the end")?)?;
+            lab.machine(1)
+                .run_agent(&["lockdown"])?
+                .expect_success("nightlatch-agent lockdown")?;
+            let open = doors.open_now()?;
+            ensure!(
+                !open.contains(&2) && !open.contains(&4),
+                "cut at {cut} of {}: open are {open:?}",
+                ledger.len()
+            );
+        }
+        // One that lost nothing which must stay opens what it has.
+        fs::write(&file, &ledger)?;
+        lab.machine(1)
+            .run_agent(&["lockdown"])?
+            .expect_success("nightlatch-agent lockdown")?;
+        doors.check(&[1, 3])?;
+        let cut = *ends.first().context("an empty ledger")?;
+        fs::write(&file, ledger.get(..cut).context("a cut beyond the end")?)?;
+        lab.machine(1).start_agent()?;
+        doors.check(&[])?;
+        lab.control().start()?;
+        doors.wait(&[1, 3])?;
+        let told = |event: &serde_json::Value| event["reason"] == "LEDGER_SHORTENED";
+        wait::until_true("no event tells of it", PATIENCE, || {
+            Ok(lab.client().events()?.iter().any(told))
+        })
+    })
+}
+
+#[test]
 fn a_damaged_ledger_means_lockdown_and_an_event() -> Result<()> {
     in_a_lab(1, Stage::Guarded, |lab| {
         let doors = Doors::new(lab)?;

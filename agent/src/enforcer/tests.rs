@@ -138,7 +138,7 @@ impl FakeSink {
 }
 
 impl RecordSink for FakeSink {
-    fn append(&mut self, record: &Record, durably: bool) -> Result<(), NotWritten> {
+    fn append(&mut self, records: &[Record], durably: bool) -> Result<(), NotWritten> {
         self.check()?;
         if !self.sound {
             return Err(NotWritten::Unsound("ledger".into()));
@@ -146,7 +146,7 @@ impl RecordSink for FakeSink {
         if durably {
             self.effects.borrow_mut().push("disk".to_owned());
         }
-        self.records.borrow_mut().push(record.clone());
+        self.records.borrow_mut().extend_from_slice(records);
         Ok(())
     }
 

@@ -89,7 +89,7 @@ fn grant(id: u128) -> IssuedGrant {
         .unwrap()
 }
 
-/// A state directory with a ledger that took a policy, grant 1, then 2, then lost 1, and the lengths of its file after
+/// A state directory with a ledger that took a policy, grant 1, then 2, lost 1, took 3, and the lengths of its file after
 /// each, with the grants that were held then.
 pub(crate) struct Sample {
     _folder: tempfile::TempDir,
@@ -116,7 +116,7 @@ pub(crate) fn sample() -> Sample {
     let size = |state: &StateDir| std::fs::read(state.ledger()).unwrap().len();
     let mut steps = vec![(0, BTreeSet::new()), (size(&state), BTreeSet::new())];
     let mut generation = u64::try_from(noon().micros()).unwrap();
-    for held in [vec![], vec![1], vec![1, 2], vec![2]] {
+    for held in [vec![], vec![1], vec![1, 2], vec![2], vec![2, 3]] {
         generation += 1;
         let number = ListNumber { epoch: 1, number: 1 };
         let keys = KeyList::new(
@@ -146,8 +146,9 @@ pub(crate) fn sample() -> Sample {
             .consider(&assignment, rules().ceiling.as_ref(), &time, here.now)
             .unwrap();
         ledger.close(&change);
-        sink.append(&change.record(), true).unwrap();
+        sink.append(&[change.record()], true).unwrap();
         ledger.commit(change);
+        ledger.recorded(ledger.number());
         if held.is_empty() {
             sink.rewrite(&snapshot(&ledger, &time, here.now)).unwrap();
         }
@@ -171,24 +172,106 @@ fn held(recalled: &Recalled, now: BootTime) -> BTreeSet<u128> {
 }
 
 fn tells_of_damage(recalled: &Recalled) -> bool {
-    recalled.reports.iter().any(|(code, _)| *code == "LEDGER_DAMAGED")
+    let told = |code| recalled.reports.iter().any(|(told, _)| *told == code);
+    told("LEDGER_DAMAGED") || told("LEDGER_SHORTENED")
+}
+
+/// From here on nothing that must stay is missing: the revoke is on disk.
+fn whole_enough(steps: &[(usize, BTreeSet<u128>)]) -> usize {
+    steps[steps.len() - 2].0
 }
 
 #[test]
-fn a_ledger_cut_at_any_byte_holds_what_was_committed_by_then() {
+fn a_ledger_cut_at_any_byte_loses_openings_at_most_and_never_a_revoke() {
     let Sample {
         state, bytes, steps, ..
     } = &sample();
     for length in 0..=bytes.len() {
         std::fs::write(state.ledger(), &bytes[..length]).unwrap();
         let recalled = recall(state, &enrollment(), &rules(), boot(1, 1));
-        let expected = &steps.iter().rev().find(|(end, _)| *end <= length).unwrap().1;
-        assert_eq!(held(&recalled, boot(1, 1).now), *expected, "{length}");
+        let is_loss = length < whole_enough(steps);
+        let expected = match steps.iter().rev().find(|(end, _)| *end <= length) {
+            Some((_, held)) if !is_loss => held.clone(),
+            _ => BTreeSet::new(),
+        };
+        assert_eq!(held(&recalled, boot(1, 1).now), expected, "{length}");
         assert!(recalled.sink.is_sound(), "{length}");
-        assert!(!recalled.is_bare || expected.is_empty(), "{length}");
-        // Enrolment leaves a header, so less of it is a loss.
-        assert_eq!(tells_of_damage(&recalled), length < steps[1].0, "{length}");
+        assert_eq!(recalled.is_bare, is_loss, "{length}");
+        assert_eq!(tells_of_damage(&recalled), is_loss, "{length}");
+        let ruleset = recalled.ledger.ruleset(&rules(), boot(1, 1).now);
+        assert_eq!(
+            ruleset.guarded().len(),
+            1,
+            "{length}: the policy's port stays shut"
+        );
+        if is_loss && length % 16 == 0 {
+            let again = recall(state, &enrollment(), &rules(), boot(1, 2));
+            assert!(again.is_bare && tells_of_damage(&again), "{length}");
+        }
     }
+}
+
+#[test]
+fn a_ledger_with_more_than_it_must_have_is_whole_and_a_damaged_floor_is_a_loss() {
+    let Sample {
+        state, bytes, steps, ..
+    } = &sample();
+    let floor = state.file("ledger.floor");
+    let good = std::fs::read(&floor).unwrap();
+    std::fs::remove_file(&floor).unwrap();
+    std::fs::write(state.ledger(), &bytes[..steps[4].0]).unwrap();
+    let recalled = recall(state, &enrollment(), &rules(), boot(1, 1));
+    assert_eq!(held(&recalled, boot(1, 1).now), BTreeSet::from([1, 2]));
+    for length in 0..good.len() {
+        std::fs::write(state.ledger(), bytes).unwrap();
+        std::fs::write(&floor, &good[..length]).unwrap();
+        let recalled = recall(state, &enrollment(), &rules(), boot(1, 1));
+        assert!(recalled.is_bare && tells_of_damage(&recalled), "{length}");
+        assert_eq!(held(&recalled, boot(1, 1).now), BTreeSet::new(), "{length}");
+        assert!(LedgerFile::read(&state.ledger()).damage.is_none());
+    }
+    std::fs::write(state.ledger(), bytes).unwrap();
+    let recalled = recall(state, &enrollment(), &rules(), boot(1, 1));
+    assert_eq!(held(&recalled, boot(1, 1).now), BTreeSet::from([2, 3]));
+}
+
+#[test]
+fn after_a_shortened_ledger_the_next_record_counts_again() {
+    let Sample {
+        state, bytes, steps, ..
+    } = &sample();
+    std::fs::write(state.ledger(), &bytes[..steps[3].0]).unwrap();
+    let Recalled {
+        mut ledger,
+        mut time,
+        mut sink,
+        reports,
+        ..
+    } = recall(state, &enrollment(), &rules(), boot(1, 1));
+    assert_eq!(reports[0].0, "LEDGER_SHORTENED");
+    time.hear(noon(), boot(1, 1).now, boot(1, 1).now, noon()).unwrap();
+    let issued = grant(4);
+    let whole = Assignment {
+        generation: Generation(u64::try_from(noon().micros()).unwrap() + 9),
+        base: None,
+        keys: None,
+        policy: None,
+        added: vec![Assigned {
+            id: issued.grant.id,
+            envelope: issued.envelope,
+        }],
+        removed: Vec::new(),
+        digest: Digest::of([&issued.grant.id]),
+    };
+    let ceiling = rules().ceiling;
+    let change = ledger
+        .consider(&whole, ceiling.as_ref(), &time, boot(1, 1).now)
+        .unwrap();
+    sink.append(&[change.record()], true).unwrap();
+    ledger.commit(change);
+    let recalled = recall(state, &enrollment(), &rules(), boot(1, 2));
+    assert_eq!(held(&recalled, boot(1, 2).now), BTreeSet::from([4]));
+    assert!(!tells_of_damage(&recalled));
 }
 
 #[test]
@@ -237,9 +320,9 @@ fn a_record_of_another_version_is_damage() {
 fn a_reboot_writes_the_new_ends_once() {
     let Sample { state, .. } = &sample();
     let recalled = recall(state, &enrollment(), &rules(), boot(2, 5));
-    assert_eq!(held(&recalled, boot(2, 5).now), BTreeSet::from([2]));
+    assert_eq!(held(&recalled, boot(2, 5).now), BTreeSet::from([2, 3]));
     let after = std::fs::read(state.ledger()).unwrap();
     let recalled = recall(state, &enrollment(), &rules(), boot(2, 6));
-    assert_eq!(held(&recalled, boot(2, 6).now), BTreeSet::from([2]));
+    assert_eq!(held(&recalled, boot(2, 6).now), BTreeSet::from([2, 3]));
     assert_eq!(std::fs::read(state.ledger()).unwrap(), after);
 }

@@ -122,7 +122,7 @@ impl Ledger {
         self.check_generation(assignment, keys.as_ref(), latest)?;
         let policy = self.newer_policy(assignment, known, &mut left_out);
 
-        let gone = self.gone(assignment);
+        let gone = self.gone(assignment, assignment.base.is_none());
         let remaining = self.remaining(assignment, &gone);
         if remaining.len() > MOST_GRANTS {
             return Err(AssignmentRefused::TooMany(remaining.len()));
@@ -157,7 +157,10 @@ impl Ledger {
             &refused,
         );
         Ok(Change {
-            record,
+            record: AssignedRecord {
+                number: self.number.saturating_add(1),
+                ..record
+            },
             keys,
             policy,
             closing,
@@ -167,11 +170,11 @@ impl Ledger {
         })
     }
 
-    /// What the assignment takes away.
-    fn gone(&self, assignment: &Assignment) -> BTreeSet<GrantId> {
+    /// What the assignment says is gone, and if `is_whole` what it doesn't name.
+    pub(super) fn gone(&self, assignment: &Assignment, is_whole: bool) -> BTreeSet<GrantId> {
         let removed = assignment.removed.iter().copied();
         let mut gone: BTreeSet<GrantId> = removed.filter(|id| self.entries.contains(*id)).collect();
-        if assignment.base.is_none() {
+        if is_whole {
             let added: BTreeSet<&GrantId> = assignment.added.iter().map(|added| &added.id).collect();
             gone.extend(self.entries.ids().filter(|id| !added.contains(id)));
         }
@@ -271,7 +274,20 @@ impl Ledger {
         None
     }
 
+    /// Whether it is not older than what the host has.
+    pub(super) fn is_current(&self, assignment: &Assignment) -> bool {
+        let keys = self.newer_keys(assignment, &mut Vec::new());
+        assignment.generation >= self.generation || self.begins_epoch(keys.as_ref())
+    }
+
     /// A key list of a later epoch (after a theft) starts the count anew.
+    fn begins_epoch(&self, keys: Option<&VerifiedKeys>) -> bool {
+        match (keys, &self.keys) {
+            (Some(new), Some(old)) => new.number().epoch > old.number().epoch,
+            _ => false,
+        }
+    }
+
     fn check_generation(
         &self,
         assignment: &Assignment,
@@ -280,10 +296,6 @@ impl Ledger {
     ) -> Result<(), AssignmentRefused> {
         let offered = assignment.generation;
         let held = self.generation;
-        let new_epoch = match (keys, &self.keys) {
-            (Some(new), Some(old)) => new.number().epoch > old.number().epoch,
-            _ => false,
-        };
         let reached = latest
             .checked_add(GENERATION_AHEAD)
             .map_or(i64::MAX, Timestamp::micros);
@@ -292,7 +304,7 @@ impl Ledger {
         }
         match assignment.base {
             // The whole of the same generation may come again: it is the answer to a doubt.
-            None if offered >= held || new_epoch => Ok(()),
+            None if offered >= held || self.begins_epoch(keys) => Ok(()),
             Some(base) if base == held && offered > held => Ok(()),
             Some(base) if offered > held => Err(AssignmentRefused::OtherBase { base, held }),
             None | Some(_) => Err(AssignmentRefused::Stale { offered, held }),
@@ -332,6 +344,7 @@ fn fix(grant: VerifiedGrant, latest: Timestamp, now: BootTime) -> Accepted {
         .min(start.plus(grant.grant().length()));
     Accepted {
         grant,
+        is_recorded: false,
         start,
         end,
         wall_end: None,
@@ -362,6 +375,7 @@ fn record(
         .iter()
         .map(|(id, rejected)| (*id, rejected.code().to_string()));
     AssignedRecord {
+        number: 0,
         generation,
         whole: false,
         mark,

@@ -156,11 +156,12 @@ impl Index {
     }
 
     fn change(&mut self, id: GrantId, accepted: &mut Accepted, change: impl FnOnce(&mut Accepted)) {
-        let before = (accepted.start, accepted.end());
+        let state = |held: &Accepted| (held.is_recorded, held.start, held.end());
+        let before = state(accepted);
         self.forget_moments(id, accepted);
         change(accepted);
         self.await_moments(id, accepted);
-        if before != (accepted.start, accepted.end()) {
+        if before != state(accepted) {
             self.touched.extend(openings(accepted.grant.grant()));
         }
     }

@@ -24,8 +24,17 @@ use crate::time::{BootId, BootTime, Timestamp};
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Record {
     Assigned(AssignedRecord),
+    /// What an assignment took away, at once and whatever else became of it.
+    Removed {
+        number: u64,
+        /// Whether one of them would be open later on.
+        early: bool,
+        ids: Vec<GrantId>,
+    },
     /// Ends on the clock of a new boot.
     Carried {
+        #[serde(default)]
+        number: u64,
         mark: Mark,
         ends: Vec<(GrantId, BootTime, BootTime)>,
         /// Whether the server was heard in that boot; until then the wall clock bounds them too.
@@ -43,6 +52,8 @@ pub enum Record {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AssignedRecord {
+    #[serde(default)]
+    pub(super) number: u64,
     pub(super) generation: Generation,
     /// What isn't named here goes.
     pub(super) whole: bool,
@@ -58,6 +69,47 @@ pub struct AssignedRecord {
     /// With `whole`: what was closed before its end, with that end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) revoked: Vec<(GrantId, Timestamp)>,
+}
+
+impl Record {
+    /// Its place among those that change what holds. Compaction leaves gaps.
+    pub const fn number(&self) -> Option<u64> {
+        match self {
+            Self::Assigned(AssignedRecord { number, .. })
+            | Self::Removed { number, .. }
+            | Self::Carried { number, .. } => Some(*number),
+            Self::Reported { .. } | Self::Marked(_) => None,
+        }
+    }
+
+    /// Whether more would be open, or less guarded, without it: a ledger that lost it must not be trusted.
+    pub fn must_stay(&self) -> bool {
+        match self {
+            Self::Assigned(assigned) => {
+                assigned.whole
+                    || assigned.keys.is_some()
+                    || assigned.policy.is_some()
+                    || !assigned.removed.is_empty()
+            }
+            Self::Removed { early, .. } => *early,
+            Self::Carried { .. } => true,
+            Self::Reported { .. } | Self::Marked(_) => false,
+        }
+    }
+
+    /// The ports of the policy that it brings.
+    pub fn guarded(&self) -> Option<&[PortSpan]> {
+        match self {
+            Self::Assigned(assigned) if assigned.whole || assigned.policy.is_some() => {
+                Some(&assigned.guarded)
+            }
+            Self::Assigned(_)
+            | Self::Removed { .. }
+            | Self::Carried { .. }
+            | Self::Reported { .. }
+            | Self::Marked(_) => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +152,7 @@ impl Ledger {
     /// The fewest records that rebuild this ledger, for compaction.
     pub fn snapshot(&self, mark: Mark) -> Vec<Record> {
         let record = AssignedRecord {
+            number: self.number,
             generation: self.generation,
             whole: true,
             mark,
@@ -143,6 +196,7 @@ impl Ledger {
             .collect();
         if !unsettled.is_empty() {
             records.push(Record::Carried {
+                number: self.number,
                 mark,
                 ends: unsettled,
                 settled: false,
@@ -168,12 +222,17 @@ impl Ledger {
         let mut fallen = BTreeSet::new();
         let mut unsettled = BTreeSet::new();
         for record in records {
+            ledger.skip_to(record.number().unwrap_or_default());
             match record {
                 Record::Assigned(assigned) => {
                     mark = Some(assigned.mark);
                     ledger.replay_assigned(assigned, ceiling, &mut left_out);
                 }
+                Record::Removed { ids, .. } => {
+                    ids.into_iter().for_each(|id| ledger.remove(id));
+                }
                 Record::Carried {
+                    number: _,
                     mark: carried,
                     ends,
                     settled,
@@ -279,6 +338,7 @@ impl Ledger {
             let entry = match envelope.verify_timeless(&keys, self.machine, ceiling) {
                 Ok(grant) if grant.grant().id == id => Entry::Accepted(Box::new(Accepted {
                     grant,
+                    is_recorded: true,
                     start,
                     end,
                     wall_end: None,
@@ -303,6 +363,7 @@ impl Ledger {
             .time
             .max(mark.time.checked_add(boot.now.since_boot()).unwrap_or(mark.time));
         Record::Carried {
+            number: self.next_number(),
             mark: Mark {
                 boot_id: boot.id,
                 at: boot.now,

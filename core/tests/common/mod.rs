@@ -187,11 +187,18 @@ impl Host {
             .consider(assignment, self.rules.ceiling.as_ref(), &self.clock, boot(second))
     }
 
+    /// As the agent does it: what goes goes first, and what comes once it is on disk.
     pub fn take(&mut self, assignment: &Assignment, second: u64) -> Result<Change, AssignmentRefused> {
+        let gone = self.ledger.removals(assignment);
+        if !gone.is_empty() {
+            let record = self.ledger.remove_all(gone, boot(second));
+            self.file.push(record);
+        }
         let change = self.consider(assignment, second)?;
         self.ledger.close(&change);
         self.file.push(change.record());
         self.ledger.commit(change.clone());
+        self.ledger.recorded(self.ledger.number());
         Ok(change)
     }
 
