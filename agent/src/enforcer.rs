@@ -1,6 +1,6 @@
-//! The enforcer: one loop and one owner of ledger, clock, firewall, files and receipts.
+//! The enforcer: one loop and one owner of ledger, clock, firewall and receipts.
 //!
-//! Closing needs neither disk nor network and comes first; opening waits for its record on disk.
+//! It never waits for the disk: closing comes first, and opening when the writer says that its record is there.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use nightlatch_core::clock::HostClock;
 use nightlatch_core::host::HostRules;
 use nightlatch_core::id::GrantId;
 use nightlatch_core::keys::{ListNumber, VerifiedKeys};
-use nightlatch_core::ledger::{Change, Closing, Ledger, LeftOut, Record};
+use nightlatch_core::ledger::{Closing, Ledger, Record};
 use nightlatch_core::policy::VerifiedPolicy;
 use nightlatch_core::port::{PortKey, PortSpan};
 use nightlatch_core::ruleset::Ruleset;
@@ -21,13 +21,17 @@ use tokio::sync::mpsc;
 use crate::causes::causes;
 use crate::clock::Clock;
 use crate::firewall::{Applied, Firewall, FirewallError};
-use crate::frame_file::NotWritten;
-use crate::ledger_file::{RecordSink, snapshot};
-use crate::outbox::Outbox;
-use crate::server_link::{FromServer, Taken, ToServer};
+use crate::outbox::{Entry, Outbox};
+use crate::server_link::{FromServer, ToServer};
+use crate::writer::Disk;
+use lane::Lane;
+use taking::Unanswered;
 
+mod lane;
 mod life;
+mod taking;
 mod telling;
+mod writing;
 
 pub use life::Notices;
 
@@ -41,8 +45,6 @@ const BATCH: usize = 64;
 /// Batches of receipts on the way.
 const WINDOW: usize = 4;
 const MARK_INTERVAL: Duration = Duration::from_secs(60);
-/// How long after a failed write the whole is asked for again.
-const WHOLE_PAUSE: Duration = Duration::from_secs(10);
 /// How long after a failure the firewall is tried again.
 const GATE_PAUSE: Duration = Duration::from_millis(500);
 
@@ -86,14 +88,16 @@ impl Gate for Firewall {
 }
 
 /// What the enforcer starts with.
-pub struct Start<G, S, C> {
+pub struct Start<G, D, C> {
     pub rules: HostRules,
     pub clock: C,
     pub time: HostClock,
     pub ledger: Ledger,
     pub gate: G,
-    pub sink: S,
+    pub disk: D,
     pub outbox: Outbox,
+    /// Whether the files take something without being written anew first.
+    pub sound: Sound,
     /// Guarded as well until the server's whole assignment is known, after a loss.
     pub guarded_meanwhile: Vec<PortSpan>,
     /// Open before, and no longer valid.
@@ -104,29 +108,50 @@ pub struct Start<G, S, C> {
     pub kernel_version: String,
 }
 
+/// Which files take something without being written anew first.
+#[derive(Clone, Copy, Debug)]
+pub struct Sound {
+    pub ledger: bool,
+    pub receipts: bool,
+}
+
 /// See the module's documentation.
-pub struct Enforcer<G, S, C> {
+pub struct Enforcer<G, D, C> {
     rules: HostRules,
     clock: C,
     time: HostClock,
     ledger: Ledger,
     gate: G,
-    sink: S,
+    disk: D,
+    ledger_lane: Lane<Record>,
+    receipts_lane: Lane<Entry>,
     outbox: Outbox,
     kernel_version: String,
     guarded_meanwhile: Vec<PortSpan>,
     needs_whole: bool,
-    ask_whole_at: Option<BootTime>,
+    /// Assignments that memory has and the disk not yet.
+    unanswered: VecDeque<Unanswered>,
     gate_due_at: Option<BootTime>,
     /// What the firewall does is what was due by then.
     applied_at: Option<BootTime>,
     marked_at: BootTime,
-    /// Closed, but without a receipt yet.
-    closed: Vec<(GrantId, &'static str)>,
-    /// The file still holds grants that no longer verify.
-    has_fallen: bool,
+    /// Closed by the record of that number, but without a receipt yet.
+    closed: Vec<(GrantId, &'static str, u64)>,
+    /// Receipts were made, and once the one of that number is on disk the ledger's file may say so.
+    reported: VecDeque<(u64, Record)>,
+    fallen: Fallen,
     reports: VecDeque<(&'static str, String, Option<Timestamp>)>,
     stream: Option<Stream>,
+}
+
+/// Grants in the file that no longer verify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fallen {
+    None,
+    /// Without receipts yet.
+    Untold,
+    /// Once that receipt is on disk, the file may be written without them.
+    Told(u64),
 }
 
 struct Stream {
@@ -140,17 +165,18 @@ struct Stream {
     said: BTreeSet<&'static str>,
 }
 
-impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
+impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     /// Makes the firewall equal to what is known, before anybody is asked.
-    pub fn start(start: Start<G, S, C>) -> Self {
+    pub fn start(start: Start<G, D, C>) -> Self {
         let Start {
             rules,
             clock,
             time,
             ledger,
             gate,
-            sink,
+            disk,
             outbox,
+            sound,
             guarded_meanwhile,
             fallen,
             needs_whole,
@@ -162,21 +188,28 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
             rules,
             clock,
             time,
+            ledger_lane: Lane::new(ledger.number(), sound.ledger),
+            receipts_lane: Lane::new(outbox.durable(), sound.receipts),
             ledger,
             gate,
-            sink,
+            disk,
             outbox,
             kernel_version,
             guarded_meanwhile,
             needs_whole,
-            ask_whole_at: None,
+            unanswered: VecDeque::new(),
             gate_due_at: None,
             applied_at: None,
             marked_at,
-            has_fallen: !fallen.is_empty(),
+            reported: VecDeque::new(),
+            fallen: if fallen.is_empty() {
+                Fallen::None
+            } else {
+                Fallen::Untold
+            },
             closed: fallen
                 .into_iter()
-                .map(|id| (id, Closing::NoLongerValid.code()))
+                .map(|id| (id, Closing::NoLongerValid.code(), 0))
                 .collect(),
             reports: VecDeque::new(),
             stream: None,
@@ -185,7 +218,7 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
             enforcer.report(code, message);
         }
         enforcer.enforce();
-        enforcer.mend();
+        enforcer.flush();
         enforcer
     }
 
@@ -202,9 +235,12 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
             FromServer::ReceiptsStored(sequence) => self.receipts_stored(sequence),
             FromServer::Disconnected => self.stream = None,
         }
+        self.flush();
     }
 
     fn connected(&mut self, to_server: mpsc::Sender<ToServer>) {
+        // What was sent on another stream needs no answer on this one.
+        self.unanswered.clear();
         self.stream = Some(Stream {
             to_server,
             time_heard: false,
@@ -220,8 +256,9 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
     }
 
     fn host_state(&self) -> HostState {
-        // After a loss the host claims to have nothing, and is sent the whole.
-        let (generation, digest) = if self.needs_whole {
+        // After a loss the host claims to have nothing, and is sent the whole. What isn't on disk isn't claimed.
+        let is_ahead = self.ledger_lane.durable() < self.ledger.number();
+        let (generation, digest) = if self.needs_whole || is_ahead {
             (Generation::default(), Digest::of([]))
         } else {
             (self.ledger.generation(), self.ledger.digest())
@@ -251,7 +288,7 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
         }
         if let Some(record) = self.ledger.settle(&self.time, self.clock.now()) {
             self.enforce();
-            self.write_or_log(&record, true);
+            self.record(record, 1, true);
         }
         let waiting = self.stream.as_mut().map(|stream| {
             stream.time_heard = true;
@@ -261,139 +298,6 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
             self.take(&assignment);
         }
         self.account();
-    }
-
-    fn assigned(&mut self, assignment: Assignment) {
-        self.remove(&assignment, self.clock.now());
-        let Some(stream) = self.stream.as_mut() else {
-            return;
-        };
-        if stream.time_heard {
-            self.take(&assignment);
-        } else if stream.waiting.len() < MOST_WAITING {
-            stream.waiting.push_back(assignment);
-        } else {
-            stream.waiting.clear();
-            self.reply(
-                assignment.generation,
-                Taken::NeedWhole,
-                "too much came before the time was known",
-            );
-        }
-    }
-
-    fn take(&mut self, assignment: &Assignment) {
-        let now = self.clock.now();
-        let generation = assignment.generation;
-        let change = match self
-            .ledger
-            .consider(assignment, self.rules.ceiling.as_ref(), &self.time, now)
-        {
-            Ok(change) => change,
-            Err(refused) => {
-                let taken = if refused.needs_whole() {
-                    Taken::NeedWhole
-                } else {
-                    Taken::Refused
-                };
-                tracing::warn!(%generation, %refused, "assignment not taken");
-                return self.reply(generation, taken, &refused.to_string());
-            }
-        };
-        self.close(&change, now);
-        if let Err(error) = self.write(&change.record(), true) {
-            tracing::error!(
-                error = %causes(&error),
-                "nothing opens: it can't be written down"
-            );
-            self.report("LEDGER_NOT_WRITTEN", causes(&error).to_string());
-            self.ask_whole_at = Some(now.plus(WHOLE_PAUSE));
-            self.account();
-            return self.reply(
-                generation,
-                Taken::Refused,
-                "the host's disk takes no record, so nothing opens",
-            );
-        }
-        self.is_over("LEDGER_NOT_WRITTEN");
-        if change.left_out().is_empty() {
-            self.forget_said_but(&["FIREWALL_FAILED", "TIME_JUMP"]);
-        }
-        for left_out in change.left_out() {
-            tracing::error!(code = left_out.code(), %left_out, "part of the assignment refused");
-            self.report(left_out.code(), left_out.to_string());
-        }
-        let lacks_policy = change.left_out().iter().any(|left_out| match left_out {
-            LeftOut::Policy(_) | LeftOut::NoKeys => true,
-            LeftOut::Keys(_) | LeftOut::OlderKeys { .. } => false,
-        });
-        let refused = self.newly_refused(&change);
-        let guards = self.guards();
-        self.ledger.commit(change);
-        self.ledger.recorded(self.ledger.number());
-        if assignment.base.is_none() {
-            self.needs_whole = false;
-            self.ask_whole_at = None;
-            if !lacks_policy {
-                self.guarded_meanwhile.clear();
-            }
-        }
-        self.enforce();
-        self.add_receipts(refused);
-        self.account();
-        self.reply(generation, Taken::Accepted, "");
-        self.compact(guards != self.guards(), now);
-    }
-
-    fn guards(&self) -> (Option<ListNumber>, Option<(u64, u64)>) {
-        (
-            self.ledger.keys().map(VerifiedKeys::number),
-            self.ledger.policy().map(VerifiedPolicy::rank),
-        )
-    }
-
-    /// A new policy or key list is written twice at once, see [`snapshot`].
-    fn compact(&mut self, at_once: bool, now: BootTime) {
-        let (sink, ledger, time) = (&mut self.sink, &self.ledger, &self.time);
-        let compacted = if at_once {
-            sink.rewrite(&snapshot(ledger, time, now))
-        } else {
-            sink.compact(|| snapshot(ledger, time, now))
-        };
-        if let Err(error) = compacted {
-            tracing::warn!(
-                error = %causes(&error),
-                "the ledger's file stays long"
-            );
-        }
-    }
-
-    /// What goes with it, whatever becomes of the rest.
-    fn remove(&mut self, assignment: &Assignment, now: BootTime) {
-        let gone = self.ledger.removals(assignment);
-        if gone.is_empty() {
-            return;
-        }
-        let unreported = self.ledger.unreported(now);
-        let opened = gone
-            .iter()
-            .filter(|id| self.ledger.was_opened(**id) || unreported.opened.contains(id));
-        self.closed
-            .extend(opened.map(|id| (*id, Closing::Removed.code())));
-        let record = self.ledger.remove_all(gone, now);
-        self.enforce();
-        self.write_or_log(&record, false);
-    }
-
-    fn close(&mut self, change: &Change, now: BootTime) {
-        let unreported = self.ledger.unreported(now);
-        for (id, why) in change.closing() {
-            if self.ledger.was_opened(*id) || unreported.opened.contains(id) {
-                self.closed.push((*id, why.code()));
-            }
-        }
-        self.ledger.close(change);
-        self.enforce();
     }
 
     /// Makes the firewall equal to what the ledger justifies now.
@@ -439,23 +343,6 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
         let mut rules = self.rules.clone();
         rules.guarded.extend(&self.guarded_meanwhile);
         self.ledger.in_force(&rules, now)
-    }
-
-    fn write(&mut self, record: &Record, durably: bool) -> Result<(), NotWritten> {
-        if !self.sink.is_sound() {
-            self.sink
-                .rewrite(&snapshot(&self.ledger, &self.time, self.clock.now()))?;
-        }
-        self.sink.append(std::slice::from_ref(record), durably)
-    }
-
-    fn write_or_log(&mut self, record: &Record, durably: bool) {
-        if let Err(error) = self.write(record, durably) {
-            tracing::warn!(
-                error = %causes(&error),
-                "the ledger's file is behind"
-            );
-        }
     }
 }
 

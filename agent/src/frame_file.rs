@@ -31,6 +31,8 @@ pub enum NotWritten {
     NotJson(#[from] serde_json::Error),
     #[error("{} must be written anew first", .0.display())]
     Unsound(PathBuf),
+    #[error("nothing is written any more: start the agent again")]
+    NoWriter,
 }
 
 /// What was found in a file.

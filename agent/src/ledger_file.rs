@@ -10,34 +10,11 @@ use nightlatch_core::port::PortSpan;
 use nightlatch_core::time::{BootTime, Timestamp};
 
 use crate::frame_file::{self, Damage, Fault, Found, FrameFile, NotWritten};
+use crate::writer::Sink;
 use floor::Floor;
 
 /// An empty ledger, as enrolment leaves it. Where there is less than this, something was lost.
 pub const HEADER: &[u8] = b"nightlatch-ledger 1\n";
-
-/// Where the enforcer's records go.
-pub trait RecordSink {
-    /// Adds records, and returns when they are on disk if `durably`.
-    ///
-    /// # Errors
-    /// They aren't there, and the sink takes nothing until it is rewritten.
-    fn append(&mut self, records: &[Record], durably: bool) -> Result<(), NotWritten>;
-
-    /// Writes these records in the place of all that was there.
-    ///
-    /// # Errors
-    /// What was there is there still.
-    fn rewrite(&mut self, records: &[Record]) -> Result<(), NotWritten>;
-
-    /// Whether it takes records without being rewritten first.
-    fn is_sound(&self) -> bool;
-
-    /// Rewrites what has grown far beyond what it says.
-    ///
-    /// # Errors
-    /// As [`Self::rewrite`].
-    fn compact(&mut self, snapshot: impl FnOnce() -> Vec<Record>) -> Result<(), NotWritten>;
-}
 
 /// The ledger's file.
 #[derive(Debug)]
@@ -144,7 +121,7 @@ impl Records {
     }
 }
 
-impl RecordSink for LedgerFile {
+impl Sink<Record> for LedgerFile {
     fn append(&mut self, records: &[Record], durably: bool) -> Result<(), NotWritten> {
         let durably = durably || records.iter().any(Record::must_stay);
         self.file.append(&payloads(records)?, durably)?;
@@ -156,17 +133,17 @@ impl RecordSink for LedgerFile {
         self.raise_floor(records)
     }
 
+    fn compact(&mut self, records: &[Record]) -> Result<(), NotWritten> {
+        self.file.compact(&payloads(records)?)?;
+        self.raise_floor(records)
+    }
+
     fn is_sound(&self) -> bool {
         self.file.is_sound()
     }
 
-    fn compact(&mut self, snapshot: impl FnOnce() -> Vec<Record>) -> Result<(), NotWritten> {
-        if !self.file.is_long() {
-            return Ok(());
-        }
-        let records = snapshot();
-        self.file.compact(&payloads(&records)?)?;
-        self.raise_floor(&records)
+    fn is_long(&self) -> bool {
+        self.file.is_long()
     }
 }
 

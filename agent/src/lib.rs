@@ -34,3 +34,4 @@ pub mod state;
 pub mod status;
 pub mod token;
 pub mod verify;
+pub mod writer;

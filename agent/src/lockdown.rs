@@ -1,7 +1,11 @@
 //! `lockdown`: guarded ports shut, still valid grants open; once, at boot, before the network is there.
 
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
 use nightlatch_core::host::HostRules;
-use nightlatch_core::ledger::Ledger;
+use nightlatch_core::ledger::{Boot, Ledger};
 use nightlatch_core::ruleset::Ruleset;
 
 use crate::clock::{Clock, NoClock, SystemClock};
@@ -9,8 +13,11 @@ use crate::enforcer::Gate;
 use crate::firewall::{Firewall, FirewallError};
 use crate::identity::{Enrollment, NoIdentity};
 use crate::ledger_file::LedgerFile;
-use crate::startup;
-use crate::state::{StateDir, StateError};
+use crate::startup::{self, Recalled};
+use crate::state::{StateDir, StateError, StateLock};
+
+/// How long the disk has for each answer.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What `lockdown` did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +45,10 @@ pub enum NotLockedDown {
     AgentFails(usize),
     #[error("what the host's own file and the table guard is shut; what the policy guards is not known")]
     PolicyUnknown(#[source] NoIdentity),
+    #[error(
+        "the disk does not answer: what could be read of what is guarded is shut, and nothing was opened"
+    )]
+    DiskHangs,
 }
 
 /// `file` is `None` if the host's own file can't be read: then there is no ceiling and no exception, and what
@@ -58,39 +69,104 @@ fn shut(
 ) -> Result<LockedDown, NotLockedDown> {
     let bare = HostRules::default();
     let rules = file.unwrap_or(&bare);
-    let _lock = match state.lock() {
-        Ok(lock) => lock,
-        Err(StateError::Missing(_)) => return keep(rules, None, gate, clock),
-        Err(StateError::InUse(_)) => return look_after_agent(rules, gate),
-        Err(error @ StateError::Io { .. }) => {
+    let answers = Answers::of(state.clone(), file.cloned(), clock.boot());
+    let _lock = match answers.next() {
+        Some(Answer::Free(lock)) => lock,
+        Some(Answer::NotFree(StateError::Missing(_))) => return keep(rules, None, gate, clock),
+        Some(Answer::NotFree(StateError::InUse(_))) => return look_after_agent(rules, gate),
+        Some(Answer::NotFree(error @ StateError::Io { .. })) => {
             keep(rules, None, gate, clock)?;
             return Err(NotLockedDown::State(error));
         }
+        _ => return give_up(rules, gate, clock),
     };
-    let enrollment = match Enrollment::read(state) {
-        Ok(enrollment) => enrollment,
-        Err(error) => {
+    let ledger = match answers.next() {
+        Some(Answer::Guards(ledger)) => ledger,
+        Some(Answer::NotJoined { error, has_ledger }) => {
             let kept = keep(rules, None, gate, clock)?;
             // A host that never joined has no ledger.
-            let never_joined = matches!(error, NoIdentity::NotEnrolled(_)) && !state.ledger().exists();
+            let never_joined = matches!(error, NoIdentity::NotEnrolled(_)) && !has_ledger;
             return if never_joined {
                 Ok(kept)
             } else {
                 Err(NotLockedDown::PolicyUnknown(error))
             };
         }
+        _ => return give_up(rules, gate, clock),
     };
     if file.is_none() {
-        // Without the ceiling no grant can be judged, so the ledger's file stays as it is.
-        let found = LedgerFile::read(&state.ledger());
-        let (ledger, _) = startup::bare(&enrollment, found, clock.boot());
         return keep(rules, Some(&ledger), gate, clock);
     }
-    let recalled = startup::recall(state, &enrollment, rules, clock.boot());
+    // Shut first: what may be open takes longer, for the disk is written to.
+    let guarded = gate.guarded()?.unwrap_or_default();
+    if !ledger.ruleset(rules, clock.now()).guarded().is_subset(&guarded) {
+        keep(rules, Some(&ledger), gate, clock)?;
+    }
+    let Some(Answer::All(recalled)) = answers.next() else {
+        return Err(NotLockedDown::DiskHangs);
+    };
     if recalled.is_bare {
         return keep(rules, Some(&recalled.ledger), gate, clock);
     }
     apply(gate, &recalled.ledger.ruleset(rules, clock.now()), clock)
+}
+
+fn give_up(rules: &HostRules, gate: &mut impl Gate, clock: &impl Clock) -> Result<LockedDown, NotLockedDown> {
+    keep(rules, None, gate, clock)?;
+    Err(NotLockedDown::DiskHangs)
+}
+
+/// What the disk says, one after the other.
+enum Answer {
+    Free(Arc<StateLock>),
+    NotFree(StateError),
+    NotJoined {
+        error: NoIdentity,
+        has_ledger: bool,
+    },
+    /// What is guarded; without the host's own file no grant can be judged, and it ends here.
+    Guards(Box<Ledger>),
+    All(Box<Recalled>),
+}
+
+/// The disk is asked by a thread of its own: it may never answer, and shutting doesn't wait for that.
+struct Answers(mpsc::Receiver<Answer>);
+
+impl Answers {
+    fn of(state: StateDir, rules: Option<HostRules>, boot: Boot) -> Self {
+        let (answers, found) = mpsc::channel();
+        // A host without a thread left answers nothing, as a disk that hangs.
+        drop(thread::Builder::new().spawn(move || ask(&state, rules.as_ref(), boot, &answers)));
+        Self(found)
+    }
+
+    fn next(&self) -> Option<Answer> {
+        self.0.recv_timeout(DISK_PATIENCE).ok()
+    }
+}
+
+fn ask(state: &StateDir, rules: Option<&HostRules>, boot: Boot, answers: &mpsc::Sender<Answer>) {
+    // Whoever doesn't listen any more has gone on without.
+    let say = |answer| drop(answers.send(answer));
+    let lock = match state.lock() {
+        Ok(lock) => Arc::new(lock),
+        Err(error) => return say(Answer::NotFree(error)),
+    };
+    say(Answer::Free(Arc::clone(&lock)));
+    let enrollment = match Enrollment::read(state) {
+        Ok(enrollment) => enrollment,
+        Err(error) => {
+            let has_ledger = state.ledger().exists();
+            return say(Answer::NotJoined { error, has_ledger });
+        }
+    };
+    let (ledger, _) = startup::bare(&enrollment, LedgerFile::read(&state.ledger()), boot);
+    say(Answer::Guards(Box::new(ledger)));
+    if let Some(rules) = rules {
+        let recalled = startup::recall(state, &enrollment, rules, boot);
+        say(Answer::All(Box::new(recalled)));
+    }
+    drop(lock);
 }
 
 /// Shuts what is known, and unguards nothing: not all that the table guards can be accounted for.
@@ -193,6 +269,24 @@ mod tests {
         let error = shut(Some(&HostRules::default()), &state, &mut table, &clock()).unwrap_err();
         assert!(matches!(error, NotLockedDown::PolicyUnknown(_)), "{error}");
         assert_eq!(table.ports(), Some(vec![22]));
+    }
+
+    /// Where reading never ends.
+    #[test]
+    fn a_disk_that_never_answers_does_not_hold_up_shutting() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path().to_owned());
+        nix::unistd::mkfifo(&state.file(ENROLLMENT), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut table = FakeTable::guarding(&[22]);
+        let error = shut(Some(&guarding("3389/tcp")), &state, &mut table, &clock()).unwrap_err();
+        assert!(matches!(error, NotLockedDown::DiskHangs), "{error}");
+        assert_eq!(table.ports(), Some(vec![22, 3389]));
+        // Lets the thread go.
+        drop(
+            std::fs::OpenOptions::new()
+                .write(true)
+                .open(state.file(ENROLLMENT)),
+        );
     }
 
     #[test]

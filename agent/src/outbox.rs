@@ -1,6 +1,6 @@
 //! Receipts that the server hasn't stored yet, in their order, on disk before they are sent.
 //!
-//! A receipt never holds up an enforcement step. A number is never used for two contents, crash or not.
+//! A receipt never holds up an enforcement step: this is what memory knows, and the writer has the file. A number is never used for two contents, crash or not.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -12,6 +12,7 @@ use nightlatch_core::time::{BootId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::frame_file::{Damage, Fault, FrameFile, NotWritten};
+use crate::writer::Sink;
 
 const HEADER: &[u8] = b"nightlatch-receipts 1\n";
 /// The most receipts that wait for the server.
@@ -19,9 +20,10 @@ pub const MOST_WAITING: usize = 20_000;
 /// What the numbers skip when the file was damaged, so that none comes twice.
 const SKIPPED_AFTER_DAMAGE: u64 = 1_000_000;
 
-#[derive(Serialize, Deserialize)]
+/// What goes into the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Entry {
+pub enum Entry {
     Receipt {
         sequence: u64,
         #[serde(with = "base64_bytes")]
@@ -50,9 +52,14 @@ pub struct Signer {
     pub boot_id: BootId,
 }
 
+/// The receipts' file.
+#[derive(Debug)]
+pub struct ReceiptsFile {
+    file: FrameFile,
+}
+
 /// See the module's documentation.
 pub struct Outbox {
-    file: FrameFile,
     signer: Signer,
     /// At most [`MOST_WAITING`], oldest first.
     waiting: VecDeque<Waiting>,
@@ -67,7 +74,7 @@ pub struct Outbox {
 
 impl Outbox {
     /// Reads what waited; the caller holds the directory's lock. A damaged file is set aside.
-    pub fn open(path: PathBuf, signer: Signer, wall: Timestamp) -> (Self, Option<Damage>) {
+    pub fn open(path: PathBuf, signer: Signer, wall: Timestamp) -> (Self, ReceiptsFile, Option<Damage>) {
         let (mut file, found) = FrameFile::open(path, HEADER, wall);
         let mut damage = found.damage;
         let mut entries = Vec::new();
@@ -84,7 +91,6 @@ impl Outbox {
             }
         }
         let mut outbox = Self {
-            file,
             signer,
             waiting: VecDeque::new(),
             last: 0,
@@ -99,7 +105,7 @@ impl Outbox {
         } else {
             outbox.durable = outbox.last;
         }
-        (outbox, damage)
+        (outbox, ReceiptsFile { file }, damage)
     }
 
     fn recall(&mut self, entry: Entry) {
@@ -123,15 +129,10 @@ impl Outbox {
         }
     }
 
-    /// Signs receipts and writes them with one write. If the disk fails they wait unsent for [`Self::retry`].
-    ///
-    /// # Errors
-    /// They aren't on disk yet.
-    pub fn add(&mut self, happenings: Vec<Happening>) -> Result<(), NotWritten> {
-        if happenings.is_empty() {
-            return Ok(());
-        }
-        let mut payloads = Vec::with_capacity(happenings.len());
+    /// Signs receipts. Gives what must be written, or `None` if all must be written anew.
+    #[must_use]
+    pub fn add(&mut self, happenings: Vec<Happening>) -> Option<Vec<Entry>> {
+        let mut entries = Vec::with_capacity(happenings.len());
         for happening in happenings {
             self.last = self.last.saturating_add(1);
             let Signer {
@@ -142,14 +143,12 @@ impl Outbox {
             let previous = std::mem::take(&mut self.previous);
             let envelope = Receipt::new(*machine, *boot_id, happening, self.last, previous).seal(key);
             self.previous = hex(&sha256(&envelope));
-            payloads.push(serde_json::to_vec(&Entry::Receipt {
-                sequence: self.last,
+            let sequence = self.last;
+            entries.push(Entry::Receipt {
+                sequence,
                 envelope: envelope.clone(),
-            })?);
-            self.waiting.push_back(Waiting {
-                sequence: self.last,
-                envelope,
             });
+            self.waiting.push_back(Waiting { sequence, envelope });
         }
         let mut is_over = false;
         while self.waiting.len() > MOST_WAITING {
@@ -157,54 +156,42 @@ impl Outbox {
             self.given_up = self.given_up.saturating_add(1);
             is_over = true;
         }
-        if is_over {
-            self.file.rewrite(&self.payloads()?)?
-        } else {
-            self.file.append(&payloads, true)?
-        }
-        self.durable = self.last;
-        Ok(())
+        (!is_over).then_some(entries)
     }
 
-    /// Tries again to write what isn't on disk.
-    ///
-    /// # Errors
-    /// The disk still fails.
-    pub fn retry(&mut self) -> Result<(), NotWritten> {
-        if self.durable < self.last || !self.file.is_sound() {
-            self.file.rewrite(&self.payloads()?)?;
-            self.durable = self.last;
-        }
-        Ok(())
+    /// The last number that was given.
+    pub const fn last(&self) -> u64 {
+        self.last
     }
 
-    /// The server has stored everything up to `sequence`.
-    ///
-    /// # Errors
-    /// The disk fails; the receipts are sent once more after a restart then, which does no harm.
-    pub fn stored(&mut self, sequence: u64) -> Result<(), NotWritten> {
+    /// The last number that is on disk.
+    pub const fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// Everything up to this number is on disk and may be sent.
+    pub fn written(&mut self, upto: u64) {
+        self.durable = self.durable.max(upto);
+    }
+
+    /// The server has stored everything up to `sequence`. Gives what must be written, if anything. Without it
+    /// the receipts are sent once more after a restart, which does no harm.
+    #[must_use]
+    pub fn stored(&mut self, sequence: u64) -> Option<Entry> {
         let sequence = sequence.min(self.durable);
-        let before = self.waiting.len();
         let mut previous = None;
         while let Some(first) = self.waiting.pop_front_if(|first| first.sequence <= sequence) {
             previous = Some(hex(&sha256(&first.envelope)));
         }
-        let Some(previous) = previous.filter(|_| self.waiting.len() < before) else {
-            return Ok(());
-        };
-        let done = Entry::Done {
+        Some(Entry::Done {
             sequence,
-            previous,
+            previous: previous?,
             given_up: self.given_up,
-        };
-        self.file.append(&[serde_json::to_vec(&done)?], false)?;
-        if self.file.is_long() {
-            self.file.compact(&self.payloads()?)?;
-        }
-        Ok(())
+        })
     }
 
-    fn payloads(&self) -> Result<Vec<Vec<u8>>, NotWritten> {
+    /// All that must be in the file.
+    pub fn entries(&self) -> Vec<Entry> {
         let done = self
             .waiting
             .front()
@@ -222,10 +209,7 @@ impl Outbox {
                 sequence: *sequence,
                 envelope: envelope.clone(),
             });
-        std::iter::once(done)
-            .chain(waiting)
-            .map(|entry| serde_json::to_vec(&entry).map_err(NotWritten::from))
-            .collect()
+        std::iter::once(done).chain(waiting).collect()
     }
 
     /// At most `most` receipts behind `after` that may be sent, with the number of the last.
@@ -253,6 +237,33 @@ impl Outbox {
     }
 }
 
+impl Sink<Entry> for ReceiptsFile {
+    fn append(&mut self, entries: &[Entry], durably: bool) -> Result<(), NotWritten> {
+        self.file.append(&payloads(entries)?, durably)
+    }
+
+    fn rewrite(&mut self, entries: &[Entry]) -> Result<(), NotWritten> {
+        self.file.rewrite(&payloads(entries)?)
+    }
+
+    fn compact(&mut self, entries: &[Entry]) -> Result<(), NotWritten> {
+        self.file.compact(&payloads(entries)?)
+    }
+
+    fn is_sound(&self) -> bool {
+        self.file.is_sound()
+    }
+
+    fn is_long(&self) -> bool {
+        self.file.is_long()
+    }
+}
+
+fn payloads(entries: &[Entry]) -> Result<Vec<Vec<u8>>, NotWritten> {
+    let payloads = entries.iter().map(serde_json::to_vec);
+    Ok(payloads.collect::<Result<_, _>>()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,13 +280,42 @@ mod tests {
         SigningKey::from_seed(&[3; 32])
     }
 
-    fn open(path: &Path) -> (Outbox, Option<Damage>) {
+    /// An outbox that writes at once.
+    struct InStep {
+        outbox: Outbox,
+        file: ReceiptsFile,
+    }
+
+    impl InStep {
+        fn add(&mut self, happenings: Vec<Happening>) -> Result<(), NotWritten> {
+            match self.outbox.add(happenings) {
+                Some(entries) => self.file.append(&entries, true)?,
+                None => self.file.rewrite(&self.outbox.entries())?,
+            }
+            self.outbox.written(self.outbox.last());
+            Ok(())
+        }
+
+        fn retry(&mut self) -> Result<(), NotWritten> {
+            self.file.rewrite(&self.outbox.entries())?;
+            self.outbox.written(self.outbox.last());
+            Ok(())
+        }
+
+        fn stored(&mut self, sequence: u64) {
+            let done = self.outbox.stored(sequence);
+            self.file.append(done.as_slice(), false).unwrap();
+        }
+    }
+
+    fn open(path: &Path) -> (InStep, Option<Damage>) {
         let signer = Signer {
             key: key(),
             machine: MachineId::new(Uuid::from_u128(5)),
             boot_id: BootId(Uuid::from_u128(6)),
         };
-        Outbox::open(path.to_owned(), signer, wall())
+        let (outbox, file, damage) = Outbox::open(path.to_owned(), signer, wall());
+        (InStep { outbox, file }, damage)
     }
 
     fn happening(number: u128) -> Happening {
@@ -287,8 +327,8 @@ mod tests {
         }
     }
 
-    fn receipts(outbox: &Outbox, after: u64) -> Vec<Receipt> {
-        let (_, envelopes) = outbox.sendable(after, usize::MAX).unwrap_or_default();
+    fn receipts(outbox: &InStep, after: u64) -> Vec<Receipt> {
+        let (_, envelopes) = outbox.outbox.sendable(after, usize::MAX).unwrap_or_default();
         envelopes
             .iter()
             .map(|envelope| Receipt::verify(envelope, &key().public()).unwrap())
@@ -301,11 +341,11 @@ mod tests {
         let path = folder.path().join("receipts");
         let (mut outbox, _) = open(&path);
         outbox.add(vec![happening(1), happening(2)]).unwrap();
-        outbox.stored(2).unwrap();
+        outbox.stored(2);
         drop(outbox);
         let (mut outbox, damage) = open(&path);
         assert_eq!(damage, None);
-        assert!(outbox.sendable(0, 64).is_none());
+        assert!(outbox.outbox.sendable(0, 64).is_none());
         outbox.add(vec![happening(3)]).unwrap();
         drop(outbox);
         let (mut outbox, _) = open(&path);
@@ -315,7 +355,7 @@ mod tests {
             found.iter().map(|receipt| receipt.sequence).collect::<Vec<_>>(),
             [3, 4]
         );
-        let (_, envelopes) = outbox.sendable(0, 1).unwrap();
+        let (_, envelopes) = outbox.outbox.sendable(0, 1).unwrap();
         assert_eq!(found[1].previous, hex(&sha256(&envelopes[0])));
         assert_eq!(found[0].previous.len(), 64);
     }
@@ -325,12 +365,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (mut outbox, _) = open(&folder.path().join("receipts"));
         outbox.add((1..=5).map(happening).collect()).unwrap();
-        outbox.stored(3).unwrap();
+        outbox.stored(3);
         assert_eq!(receipts(&outbox, 0).len(), 2);
         assert_eq!(receipts(&outbox, 4).len(), 1);
-        outbox.stored(2).unwrap();
-        outbox.stored(900).unwrap();
-        assert_eq!(outbox.waiting(), 0);
+        outbox.stored(2);
+        outbox.stored(900);
+        assert_eq!(outbox.outbox.waiting(), 0);
         outbox.add(vec![happening(6)]).unwrap();
         assert_eq!(receipts(&outbox, 0)[0].sequence, 6);
     }
@@ -341,7 +381,7 @@ mod tests {
         let path = folder.path().join("state").join("receipts");
         let (mut outbox, _) = open(&path);
         assert!(outbox.add(vec![happening(1)]).is_err());
-        assert!(outbox.sendable(0, 64).is_none());
+        assert!(outbox.outbox.sendable(0, 64).is_none());
         assert!(outbox.retry().is_err());
         std::fs::create_dir(folder.path().join("state")).unwrap();
         outbox.retry().unwrap();
@@ -357,7 +397,11 @@ mod tests {
         drop(outbox);
         let (mut outbox, _) = open(&path);
         assert_eq!(
-            (outbox.waiting(), outbox.take_given_up(), outbox.take_given_up()),
+            (
+                outbox.outbox.waiting(),
+                outbox.outbox.take_given_up(),
+                outbox.outbox.take_given_up()
+            ),
             (20_000, 3, 0)
         );
         assert_eq!(receipts(&outbox, 20_000).len(), 3);

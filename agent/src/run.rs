@@ -10,15 +10,15 @@ use tokio::sync::mpsc;
 
 use crate::clock::{Clock, NoClock, SystemClock};
 use crate::config::AgentConfig;
-use crate::enforcer::{Enforcer, Gate, Notices, Start};
+use crate::enforcer::{Enforcer, Gate, Notices, Sound, Start};
 use crate::firewall::{Firewall, FirewallError};
 use crate::identity::{Enrollment, Identity, NoIdentity};
-use crate::ledger_file::LedgerFile;
 use crate::outbox::{Outbox, Signer};
 use crate::server_link::ServerLink;
 use crate::server_tls::{self, KnownTime, Pin};
 use crate::startup::{self, Recalled};
-use crate::state::{StateDir, StateError};
+use crate::state::{StateDir, StateError, StateLock};
+use crate::writer::{Sink, Writer};
 
 const QUEUE: usize = 64;
 
@@ -37,6 +37,8 @@ pub enum NotStarted {
     Tls(#[source] rustls::Error),
     #[error("signals can't be listened for")]
     Signals(#[source] std::io::Error),
+    #[error("no thread can be started to write the ledger")]
+    Writer(#[source] std::io::Error),
     #[error("the link to the server broke down: start the agent again")]
     LinkEnded,
 }
@@ -46,7 +48,7 @@ pub enum NotStarted {
 /// # Errors
 /// Whatever keeps it from starting.
 pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted> {
-    let _lock = state.lock()?;
+    let lock = state.lock()?;
     let Identity {
         enrollment,
         ca,
@@ -58,7 +60,15 @@ pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted
     let mut terminate = signal(SignalKind::terminate()).map_err(NotStarted::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(NotStarted::Signals)?;
 
-    let start = recall(config.rules, state, &enrollment, receipt_key, clock, firewall)?;
+    let start = recall(
+        config.rules,
+        state,
+        lock,
+        &enrollment,
+        receipt_key,
+        clock,
+        firewall,
+    )?;
     let known = KnownTime::default();
     known.raise(enrollment.enrolled_at);
     if let Some(earliest) = start.time.earliest(clock.now()) {
@@ -102,11 +112,12 @@ pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted
 fn recall<G: Gate, C: Clock>(
     rules: HostRules,
     state: &StateDir,
+    lock: StateLock,
     enrollment: &Enrollment,
     key: SigningKey,
     clock: C,
     mut gate: G,
-) -> Result<Start<G, LedgerFile, C>, NotStarted> {
+) -> Result<Start<G, Writer, C>, NotStarted> {
     let Recalled {
         ledger,
         time,
@@ -126,7 +137,7 @@ fn recall<G: Gate, C: Clock>(
         machine: enrollment.machine_id,
         boot_id: clock.boot_id(),
     };
-    let (outbox, damage) = Outbox::open(state.receipts(), signer, clock.wall());
+    let (outbox, receipts, damage) = Outbox::open(state.receipts(), signer, clock.wall());
     if let Some(damage) = damage {
         tracing::error!(
             why = damage.why,
@@ -140,14 +151,19 @@ fn recall<G: Gate, C: Clock>(
     let kernel_version = nix::sys::utsname::uname()
         .map(|system| system.release().to_string_lossy().into_owned())
         .unwrap_or_default();
+    let sound = Sound {
+        ledger: sink.is_sound(),
+        receipts: receipts.is_sound(),
+    };
     Ok(Start {
         rules,
         clock,
         time,
         ledger,
         gate,
-        sink,
+        disk: Writer::start(lock, sink, receipts).map_err(NotStarted::Writer)?,
         outbox,
+        sound,
         guarded_meanwhile,
         fallen,
         needs_whole: is_bare,
@@ -210,6 +226,7 @@ mod tests {
             recall(
                 HostRules::default(),
                 &state,
+                state.lock().unwrap(),
                 &enrollment(),
                 key,
                 clock.clone(),

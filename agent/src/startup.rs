@@ -14,8 +14,9 @@ use crate::enforcer::Gate;
 use crate::firewall::FirewallError;
 use crate::frame_file::{Damage, Fault};
 use crate::identity::Enrollment;
-use crate::ledger_file::{LedgerFile, RecordSink, Records, snapshot};
+use crate::ledger_file::{LedgerFile, Records, snapshot};
 use crate::state::{LEDGER, StateDir};
+use crate::writer::Sink;
 
 /// A ledger to begin with.
 pub struct Recalled {
@@ -58,7 +59,7 @@ pub fn recall(state: &StateDir, enrollment: &Enrollment, rules: &HostRules, boot
         boot,
     );
     let Replayed {
-        ledger,
+        mut ledger,
         mark,
         carried,
         left_out,
@@ -89,6 +90,7 @@ pub fn recall(state: &StateDir, enrollment: &Enrollment, rules: &HostRules, boot
             reports,
         };
     }
+    ledger.recorded(ledger.number());
     let time = HostClock::new(boot.id, mark);
     // Nothing was assigned yet, or nothing since a loss.
     let is_bare = ledger.generation() == Generation::default();

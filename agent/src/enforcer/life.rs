@@ -1,4 +1,4 @@
-//! What the enforcer does when nobody speaks: deadlines, the look at the table, marks, what the disk refused.
+//! What the enforcer does when nobody speaks: deadlines, the look at the table, marks, and its end.
 
 use std::future::Future;
 use std::time::Duration;
@@ -6,17 +6,19 @@ use std::time::Duration;
 use nightlatch_core::ledger::Record;
 use nightlatch_core::time::BootTime;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::{Enforcer, Gate, MARK_INTERVAL};
 use crate::causes::causes;
 use crate::clock::Clock;
-use crate::ledger_file::{RecordSink, snapshot};
-use crate::server_link::{FromServer, Taken};
+use crate::server_link::FromServer;
+use crate::writer::Disk;
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Timers don't count suspended time, so none sleeps longer than this.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// What the disk has for what is still to be written when the daemon ends.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Whom the loop tells that it lives.
 pub trait Notices {
@@ -27,7 +29,7 @@ pub trait Notices {
     fn in_force(&self);
 }
 
-impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
+impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     /// Runs until `end`. The table stays as it is then.
     pub async fn run(
         mut self,
@@ -48,13 +50,23 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
             let pause = self.until_next(self.clock.now());
             tokio::select! {
                 biased;
-                () = &mut end => return,
+                () = &mut end => break,
                 // Before the server's words, so that however many there are the table is looked after.
                 _ = looks.tick() => self.look(),
                 () = sleep(pause) => {}
+                written = self.disk.written() => self.written(written),
                 Some(word) = from_server.recv() => self.hear(word),
             }
             self.pass();
+        }
+        drop(timeout(LAST_WORDS, self.finish()).await);
+    }
+
+    async fn finish(&mut self) {
+        self.flush();
+        while self.is_writing() {
+            let written = self.disk.written().await;
+            self.written(written);
         }
     }
 
@@ -62,7 +74,8 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
         let moments = [
             self.ledger.next_deadline(now),
             self.gate_due_at,
-            self.ask_whole_at,
+            self.ledger_lane.retries_at(),
+            self.receipts_lane.retries_at(),
         ];
         let next = moments.into_iter().flatten().min();
         next.map_or(LONGEST_SLEEP, |next| next.since(now).min(LONGEST_SLEEP))
@@ -75,14 +88,7 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
             self.enforce();
             self.account();
         }
-        if self.ask_whole_at.is_some_and(|due| due <= now) {
-            self.ask_whole_at = self.stream.is_some().then(|| now.plus(super::WHOLE_PAUSE));
-            self.reply(
-                self.ledger.generation(),
-                Taken::NeedWhole,
-                "the host's disk may take a record again",
-            );
-        }
+        self.flush();
     }
 
     /// Looks whether the table is still ours, and after everything else that can go wrong unseen.
@@ -108,8 +114,8 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
                 self.rebuild();
             }
         }
-        self.mend();
         self.account();
+        self.watch_disk();
         if now.since(self.marked_at) >= MARK_INTERVAL {
             self.mark(now);
         }
@@ -122,35 +128,13 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
         self.applied(applied, now);
     }
 
-    /// Writes anew what the disk refused or what was damaged.
-    pub(super) fn mend(&mut self) {
-        if !self.sink.is_sound() {
-            let records = snapshot(&self.ledger, &self.time, self.clock.now());
-            match self.sink.rewrite(&records) {
-                Ok(()) => tracing::info!("the ledger's file was written anew"),
-                Err(error) => {
-                    tracing::error!(
-                        error = %causes(&error),
-                        "the ledger's file can't be written"
-                    );
-                }
-            }
-        }
-        if let Err(error) = self.outbox.retry() {
-            tracing::warn!(
-                error = %causes(&error),
-                "receipts wait for the disk"
-            );
-        }
-    }
-
     /// While a grant lives, so that after a reboot it has no more than what remained.
     fn mark(&mut self, now: BootTime) {
         self.marked_at = now;
         if self.ledger.held(now).next().is_some()
             && let Some(mark) = self.time.mark(now)
         {
-            self.write_or_log(&Record::Marked(mark), true);
+            self.record(Record::Marked(mark), 1, true);
         }
     }
 }

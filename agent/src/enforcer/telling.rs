@@ -5,13 +5,12 @@ use nightlatch_core::ledger::{Change, Closing};
 use nightlatch_core::receipt::{Done, Happening};
 use nightlatch_core::time::Timestamp;
 
-use super::{BATCH, Enforcer, Gate, MOST_REPORTS, WINDOW};
-use crate::causes::causes;
+use super::{BATCH, Enforcer, Fallen, Gate, MOST_REPORTS, WINDOW};
 use crate::clock::Clock;
-use crate::ledger_file::{RecordSink, snapshot};
 use crate::server_link::{Report, Taken, ToServer};
+use crate::writer::Disk;
 
-impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
+impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     /// The whole names refused grants again; one receipt is enough for each reason.
     pub(super) fn newly_refused(&self, change: &Change) -> Vec<Happening> {
         let Some(at) = self.best_time() else {
@@ -38,17 +37,14 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
         let (Some(at), Some(applied_at), None) = (self.best_time(), self.applied_at, self.gate_due_at) else {
             return;
         };
-        if let Err(error) = self.outbox.retry() {
-            tracing::warn!(
-                error = %causes(&error),
-                "receipts wait for the disk"
-            );
-            return;
-        }
         let unreported = self.ledger.unreported(applied_at);
-        let closed = std::mem::take(&mut self.closed).into_iter();
+        // What the server is told must not come back after a crash.
+        let durable = self.ledger_lane.durable();
+        let closed = self.closed.extract_if(.., |(.., number)| *number <= durable);
+        let closed: Vec<_> = closed.map(|(id, reason, _)| (id, reason)).collect();
         let expired = unreported.closed.iter().map(|id| (*id, Closing::Expired.code()));
         let mut happenings: Vec<Happening> = closed
+            .into_iter()
             .chain(expired)
             .map(|(grant, reason)| {
                 tracing::info!(%grant, reason, "closed");
@@ -69,36 +65,28 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
                 reason: String::new(),
             }
         }));
-        let is_written = self.add_receipts(happenings);
+        self.add_receipts(happenings);
         if !unreported.is_empty() {
             let record = self.ledger.reported(unreported);
             // Without it the receipts are made once more after a crash, which does no harm.
-            if is_written {
-                self.write_or_log(&record, false);
+            if self.reported.len() >= MOST_REPORTS {
+                self.reported.pop_front();
             }
+            self.reported.push_back((self.outbox.last(), record));
         }
-        if is_written && std::mem::take(&mut self.has_fallen) {
-            let records = snapshot(&self.ledger, &self.time, self.clock.now());
-            if let Err(error) = self.sink.rewrite(&records) {
-                tracing::warn!(
-                    error = %causes(&error),
-                    "the ledger's file is behind"
-                );
-            }
+        if self.fallen == Fallen::Untold {
+            self.fallen = Fallen::Told(self.outbox.last());
         }
-        self.send_receipts();
     }
 
-    pub(super) fn add_receipts(&mut self, happenings: Vec<Happening>) -> bool {
+    pub(super) fn add_receipts(&mut self, happenings: Vec<Happening>) {
+        if happenings.is_empty() {
+            return;
+        }
+        let weight = happenings.len();
         match self.outbox.add(happenings) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(
-                    error = %causes(&error),
-                    "receipts wait for the disk"
-                );
-                false
-            }
+            Some(entries) => self.receipts_lane.add(entries, weight, true),
+            None => self.receipts_lane.lag(),
         }
     }
 
@@ -106,11 +94,8 @@ impl<G: Gate, S: RecordSink, C: Clock> Enforcer<G, S, C> {
         if let Some(stream) = self.stream.as_mut() {
             while stream.on_the_way.pop_front_if(|last| *last <= sequence).is_some() {}
         }
-        if let Err(error) = self.outbox.stored(sequence) {
-            tracing::warn!(
-                error = %causes(&error),
-                "stored receipts can't be crossed off"
-            );
+        if let Some(done) = self.outbox.stored(sequence) {
+            self.receipts_lane.add([done], 1, false);
         }
         self.send_receipts();
     }

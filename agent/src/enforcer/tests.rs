@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::path::Path;
 use std::rc::Rc;
 
 use nightlatch_core::assignment::Assigned;
@@ -20,8 +19,10 @@ use uuid::Uuid;
 
 use super::*;
 use crate::clock::fake::FakeClock;
+use crate::frame_file::NotWritten;
 use crate::outbox::Signer;
-use crate::server_link::Report;
+use crate::server_link::{Report, Taken};
+use crate::writer::{Job, Outcome, Write, Written};
 
 const MACHINE: MachineId = MachineId::new(Uuid::from_u128(0x019a_a0b2_6a51_7c3e_9d6a_0f6d_1f6f_2b11));
 const SSH: PortKey = PortKey {
@@ -79,6 +80,7 @@ type Effects = Rc<RefCell<Vec<String>>>;
 struct Faults {
     gate: bool,
     disk: bool,
+    hangs: bool,
 }
 
 struct FakeGate {
@@ -115,60 +117,77 @@ impl Gate for FakeGate {
     }
 }
 
+/// Does its jobs when a test lets it.
 #[derive(Clone)]
-struct FakeSink {
+struct FakeDisk {
     effects: Effects,
     faults: Rc<RefCell<Faults>>,
     records: Rc<RefCell<Vec<Record>>>,
-    sound: bool,
+    entries: Rc<RefCell<Vec<Entry>>>,
+    ledger_job: Rc<RefCell<Option<Job<Record>>>>,
+    receipts_job: Rc<RefCell<Option<Job<Entry>>>>,
 }
 
-impl FakeSink {
-    fn check(&mut self) -> Result<(), NotWritten> {
+impl FakeDisk {
+    fn carry_out<T: Clone>(&self, file: &RefCell<Vec<T>>, job: Job<T>, name: &str) -> Outcome {
         if self.faults.borrow().disk {
-            self.sound = false;
             let source = io::Error::from(io::ErrorKind::StorageFull);
-            return Err(NotWritten::Io {
-                path: "ledger".into(),
-                source,
-            });
+            let path = name.into();
+            return Outcome {
+                upto: Err(NotWritten::Io { path, source }),
+                is_long: false,
+            };
         }
-        Ok(())
-    }
-}
-
-impl RecordSink for FakeSink {
-    fn append(&mut self, records: &[Record], durably: bool) -> Result<(), NotWritten> {
-        self.check()?;
-        if !self.sound {
-            return Err(NotWritten::Unsound("ledger".into()));
+        let mut is_forced = true;
+        match job.write {
+            Write::Append { items, durably } => {
+                file.borrow_mut().extend(items);
+                is_forced = durably;
+            }
+            Write::Anew(items) | Write::Compact(items) => *file.borrow_mut() = items,
         }
-        if durably {
+        if is_forced && name == "ledger" {
             self.effects.borrow_mut().push("disk".to_owned());
         }
-        self.records.borrow_mut().extend_from_slice(records);
-        Ok(())
+        Outcome {
+            upto: Ok(job.upto),
+            is_long: false,
+        }
     }
 
-    fn rewrite(&mut self, records: &[Record]) -> Result<(), NotWritten> {
-        self.check()?;
-        self.sound = true;
-        *self.records.borrow_mut() = records.to_vec();
-        Ok(())
+    fn step(&self) -> Option<Written> {
+        if self.faults.borrow().hangs {
+            return None;
+        }
+        if let Some(job) = self.ledger_job.borrow_mut().take() {
+            return Some(Written::Ledger(self.carry_out(&self.records, job, "ledger")));
+        }
+        let job = self.receipts_job.borrow_mut().take()?;
+        Some(Written::Receipts(self.carry_out(&self.entries, job, "receipts")))
+    }
+}
+
+impl Disk for FakeDisk {
+    fn write_ledger(&mut self, job: Job<Record>) {
+        assert!(self.ledger_job.borrow_mut().replace(job).is_none());
     }
 
-    fn is_sound(&self) -> bool {
-        self.sound
+    fn write_receipts(&mut self, job: Job<Entry>) {
+        assert!(self.receipts_job.borrow_mut().replace(job).is_none());
     }
 
-    fn compact(&mut self, _snapshot: impl FnOnce() -> Vec<Record>) -> Result<(), NotWritten> {
-        Ok(())
+    async fn written(&mut self) -> Written {
+        match self.step() {
+            Some(written) => written,
+            None => std::future::pending().await,
+        }
     }
 }
 
 /// A host with its enforcer, and a server at the other end of the channel.
 struct World {
-    enforcer: Enforcer<FakeGate, FakeSink, FakeClock>,
+    enforcer: Enforcer<FakeGate, FakeDisk, FakeClock>,
+    disk: FakeDisk,
     effects: Effects,
     faults: Rc<RefCell<Faults>>,
     table: Rc<RefCell<Ruleset>>,
@@ -176,7 +195,6 @@ struct World {
     from_host: mpsc::Receiver<ToServer>,
     clock: FakeClock,
     generation: u64,
-    folder: tempfile::TempDir,
 }
 
 fn rules() -> HostRules {
@@ -194,13 +212,14 @@ fn rules() -> HostRules {
     }
 }
 
-fn outbox(folder: &Path, boot_id: BootId) -> Outbox {
+fn outbox(boot_id: BootId) -> Outbox {
     let signer = Signer {
         key: receipt_key(),
         machine: MACHINE,
         boot_id,
     };
-    Outbox::open(folder.join("receipts"), signer, noon()).0
+    let folder = tempfile::tempdir().unwrap();
+    Outbox::open(folder.path().join("receipts"), signer, noon()).0
 }
 
 impl World {
@@ -209,8 +228,14 @@ impl World {
         let effects = Effects::default();
         let faults = Rc::new(RefCell::new(Faults::default()));
         let table = Rc::new(RefCell::new(Ruleset::default()));
-        let records = Rc::new(RefCell::new(Vec::new()));
-        let folder = tempfile::tempdir().unwrap();
+        let disk = FakeDisk {
+            effects: effects.clone(),
+            faults: faults.clone(),
+            records: Rc::default(),
+            entries: Rc::default(),
+            ledger_job: Rc::default(),
+            receipts_job: Rc::default(),
+        };
         let (_, nowhere) = mpsc::channel(1);
         let start = Start {
             rules: rules(),
@@ -222,13 +247,12 @@ impl World {
                 faults: faults.clone(),
                 table: table.clone(),
             },
-            sink: FakeSink {
-                effects: effects.clone(),
-                faults: faults.clone(),
-                records: records.clone(),
-                sound: true,
+            disk: disk.clone(),
+            outbox: outbox(clock.boot_id),
+            sound: Sound {
+                ledger: true,
+                receipts: true,
             },
-            outbox: outbox(folder.path(), clock.boot_id),
             guarded_meanwhile: Vec::new(),
             fallen: Vec::new(),
             needs_whole: false,
@@ -240,11 +264,11 @@ impl World {
             effects,
             faults,
             table,
-            records,
+            records: disk.records.clone(),
+            disk,
             from_host: nowhere,
             clock,
             generation: u64::try_from(noon().micros()).unwrap(),
-            folder,
         }
     }
 
@@ -261,16 +285,34 @@ impl World {
     fn connect(&mut self) {
         let (to_server, from_host) = mpsc::channel(256);
         self.from_host = from_host;
-        self.enforcer.hear(FromServer::Connected(to_server));
+        self.hear(FromServer::Connected(to_server));
     }
 
     fn tell_time(&mut self) {
         let now = self.clock.now();
-        self.enforcer.hear(FromServer::Time {
+        self.hear(FromServer::Time {
             time: self.clock.wall(),
             asked_at: now,
             heard_at: now,
         });
+    }
+
+    /// Everything that is on its way to the disk gets there, if that lets it.
+    fn let_write(&mut self) {
+        while let Some(written) = self.disk.step() {
+            self.enforcer.written(written);
+        }
+    }
+
+    fn hear(&mut self, word: FromServer) {
+        self.enforcer.hear(word);
+        self.let_write();
+    }
+
+    fn look(&mut self) {
+        self.enforcer.look();
+        self.enforcer.pass();
+        self.let_write();
     }
 
     fn said(&mut self) -> Vec<ToServer> {
@@ -318,7 +360,7 @@ impl World {
 
     fn assign(&mut self, grants: &[IssuedGrant]) {
         let whole = self.whole(grants);
-        self.enforcer.hear(FromServer::Assignment(whole));
+        self.hear(FromServer::Assignment(whole));
     }
 
     fn lets_in(&self, source: &str) -> bool {
@@ -330,6 +372,7 @@ impl World {
     fn after(&mut self, seconds: u64) {
         self.clock.advance(Duration::from_secs(seconds));
         self.enforcer.pass();
+        self.let_write();
     }
 }
 
@@ -351,308 +394,13 @@ fn closed(reason: &str) -> (Done, String) {
     (Done::Closed, reason.to_owned())
 }
 
-#[test]
-fn guarded_ports_are_shut_before_the_server_is_asked() {
-    let world = World::new();
-    assert_eq!(*world.effects.borrow(), ["firewall with 0 openings"]);
-    assert!(!world.lets_in(ALICE));
-}
-
-#[test]
-fn an_opening_waits_for_its_record_and_its_receipt_for_the_opening() {
-    let mut world = World::connected();
-    world.assign(&[grant(1, ALICE, 60)]);
-    assert_eq!(*world.effects.borrow(), ["disk", "firewall with 1 openings"]);
-    assert!(world.lets_in(ALICE));
-    let (receipts, rest) = world.answers();
-    assert_eq!(receipts, [opened()]);
-    assert!(accepted(&rest));
-}
-
-#[test]
-fn closing_comes_before_the_disk_and_opening_after_it() {
-    let mut world = World::connected();
-    world.assign(&[grant(1, ALICE, 60)]);
-    world.effects.borrow_mut().clear();
-    world.answers();
-    world.assign(&[grant(2, "192.0.2.8", 60)]);
-    assert_eq!(
-        *world.effects.borrow(),
-        ["firewall with 0 openings", "disk", "firewall with 1 openings"]
-    );
-    assert_eq!(world.answers().0, [closed("REMOVED"), opened()]);
-}
-
-#[test]
-fn without_a_record_nothing_opens_and_closings_hold() {
-    let mut world = World::connected();
-    world.assign(&[grant(1, ALICE, 600)]);
-    world.answers();
-    world.faults.borrow_mut().disk = true;
-    world.assign(&[grant(2, "192.0.2.8", 600)]);
-    assert!(!world.lets_in(ALICE) && !world.lets_in("192.0.2.8"));
-    let (receipts, rest) = world.answers();
-    assert_eq!(receipts, [closed("REMOVED")]);
-    assert!(matches!(
-        rest.as_slice(),
-        [
-            ToServer::Report(Report {
-                code: "LEDGER_NOT_WRITTEN",
-                ..
-            }),
-            ToServer::Reply {
-                taken: Taken::Refused,
-                ..
-            }
-        ]
-    ));
-
-    // The whole is asked for again after a while, and what was closed doesn't come back with a restart.
-    world.faults.borrow_mut().disk = false;
-    world.after(11);
-    assert!(matches!(
-        world.answers().1.as_slice(),
-        [ToServer::Reply {
-            taken: Taken::NeedWhole,
-            ..
-        }]
-    ));
-    world.assign(&[grant(2, "192.0.2.8", 600)]);
-    assert!(world.lets_in("192.0.2.8"));
-    assert_eq!(world.answers().0, [opened()]);
-    let boot = world.clock.boot();
-    let records = world.records.borrow().clone();
-    let ledger = Ledger::replay(MACHINE, root().public(), records, rules().ceiling.as_ref(), boot).ledger;
-    let held: Vec<u128> = ledger
-        .held(boot.now)
-        .map(|held| held.grant.id.uuid().as_u128())
-        .collect();
-    assert_eq!(held, [2]);
-}
-
-#[test]
-fn a_failing_firewall_is_tried_again_and_nothing_counts_as_open_meanwhile() {
-    let mut world = World::connected();
-    world.faults.borrow_mut().gate = true;
-    world.assign(&[grant(1, ALICE, 60)]);
-    let (receipts, rest) = world.answers();
-    assert_eq!(receipts, []);
-    assert!(matches!(
-        rest.as_slice(),
-        [
-            ToServer::Report(Report {
-                code: "FIREWALL_FAILED",
-                ..
-            }),
-            ToServer::Reply { .. }
-        ]
-    ));
-    world.after(1);
-    assert_eq!(world.answers(), (vec![], vec![]));
-    world.faults.borrow_mut().gate = false;
-    world.after(1);
-    assert!(world.lets_in(ALICE));
-    assert_eq!(world.answers().0, [opened()]);
-}
-
-#[test]
-fn a_grant_ends_on_time_with_the_server_gone_and_the_receipt_follows() {
-    let mut world = World::connected();
-    world.assign(&[grant(1, ALICE, 60)]);
-    world.answers();
-    world.enforcer.hear(FromServer::Disconnected);
-    world.after(59);
-    assert!(world.lets_in(ALICE));
-    world.after(1);
-    assert!(!world.lets_in(ALICE));
-    world.connect();
-    assert_eq!(world.answers().0, [opened(), closed("EXPIRED")]);
-}
-
-#[test]
-fn no_grant_is_taken_before_the_server_told_the_time_on_this_stream() {
-    let mut world = World::new();
-    world.connect();
-    world.said();
-    world.assign(&[grant(1, ALICE, 60)]);
-    assert!(world.said().is_empty() && !world.lets_in(ALICE));
-    world.tell_time();
-    assert!(world.lets_in(ALICE));
-}
-
-#[test]
-fn an_older_assignment_and_one_that_does_not_fit_are_refused() {
-    let mut world = World::connected();
-    let first = world.whole(&[grant(1, ALICE, 60)]);
-    world.assign(&[]);
-    world.answers();
-    world.enforcer.hear(FromServer::Assignment(first.clone()));
-    assert!(matches!(
-        world.answers().1.as_slice(),
-        [ToServer::Reply {
-            taken: Taken::Refused,
-            ..
-        }]
-    ));
-    world.generation += 1;
-    let delta = Assignment {
-        generation: Generation(world.generation),
-        base: Some(world.enforcer.ledger.generation()),
-        digest: Digest::of([]),
-        ..first
-    };
-    world.enforcer.hear(FromServer::Assignment(delta));
-    assert!(matches!(
-        world.answers().1.as_slice(),
-        [ToServer::Reply {
-            taken: Taken::NeedWhole,
-            ..
-        }]
-    ));
-    assert!(!world.lets_in(ALICE));
-}
-
-#[test]
-fn a_refused_grant_has_one_receipt_with_its_reason_and_blocks_no_other() {
-    let mut world = World::connected();
-    let grants = [grant(1, "10.0.0.0/8", 60), grant(2, ALICE, 60)];
-    world.assign(&grants);
-    let refused = (Done::Refused, "CEILING_SOURCE".to_owned());
-    assert_eq!(world.answers().0, [refused, opened()]);
-    world.assign(&grants);
-    assert_eq!(world.answers().0, []);
-}
-
-#[test]
-fn a_table_that_others_removed_is_made_anew_and_reported() {
-    let mut world = World::connected();
-    world.assign(&[grant(1, ALICE, 60)]);
-    world.answers();
-    *world.table.borrow_mut() = Ruleset::default();
-    world.enforcer.look();
-    assert!(world.lets_in(ALICE));
-    assert!(matches!(
-        world.said().as_slice(),
-        [ToServer::Report(Report {
-            code: "TABLE_REPAIRED",
-            ..
-        })]
-    ));
-}
-
-#[test]
-fn a_mark_is_written_each_minute_while_a_grant_lives() {
-    let mut world = World::connected();
-    let marks = |world: &World| {
-        world
-            .records
-            .borrow()
-            .iter()
-            .filter(|record| matches!(record, Record::Marked(_)))
-            .count()
-    };
-    world.after(61);
-    world.enforcer.look();
-    assert_eq!(marks(&world), 0);
-    world.assign(&[grant(1, ALICE, 600)]);
-    for _ in 0..24 {
-        world.after(5);
-        world.enforcer.look();
-    }
-    assert_eq!(marks(&world), 2);
-}
-
-#[test]
-fn receipts_wait_for_the_server_and_are_sent_again_on_a_new_stream() {
-    let mut world = World::connected();
-    let many: Vec<IssuedGrant> = (1..=300).map(|id| grant(id, ALICE, 60)).collect();
-    world.assign(&many);
-    assert_eq!(world.answers().0.len(), BATCH * WINDOW);
-    world.enforcer.hear(FromServer::ReceiptsStored(64));
-    assert_eq!(world.answers().0.len(), 300 - BATCH * WINDOW);
-    world.connect();
-    world.enforcer.hear(FromServer::ReceiptsStored(300));
-    world.connect();
-    world.answers();
-    assert_eq!(outbox(world.folder.path(), world.clock.boot_id).waiting(), 0);
-}
-
-#[test]
-fn a_host_that_lost_its_grants_asks_for_the_whole_and_guards_meanwhile() {
-    let mut world = World::new();
-    world.enforcer.needs_whole = true;
-    world.enforcer.guarded_meanwhile = "8443/tcp".parse::<PortPattern>().unwrap().spans().collect();
-    world.enforcer.enforce();
-    let lost = PortKey {
-        protocol: Protocol::Tcp,
-        port: 8443,
-    };
-    assert!(world.table.borrow().guarded().contains(&lost));
-    world.connect();
-    let hello = world.said();
-    let [ToServer::Hello(state)] = hello.as_slice() else {
-        panic!("{hello:?}")
-    };
-    assert_eq!(state.generation, Generation(0));
-    world.tell_time();
-    world.assign(&[grant(1, ALICE, 60)]);
-    assert!(world.lets_in(ALICE));
-    assert!(!world.table.borrow().guarded().contains(&lost));
-}
-
-#[tokio::test]
-async fn the_loop_ends_openings_precisely_and_stops_when_told() {
-    let mut world = World::connected();
-    world.assign(&[grant(1, ALICE, 1)]);
-    let (_to_enforcer, from_server) = mpsc::channel(4);
-    let World {
-        enforcer,
-        effects,
-        clock,
-        folder,
-        ..
-    } = world;
-    effects.borrow_mut().clear();
-    clock.flow();
-    struct Silent;
-    impl Notices for Silent {
-        fn alive(&self) {}
-
-        fn in_force(&self) {}
-    }
-    let begun = tokio::time::Instant::now();
-    let end = async {
-        while effects.borrow().is_empty() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    enforcer.run(from_server, Silent, end).await;
-    let took = begun.elapsed();
-    drop(folder);
-    // The upper bound leaves room for a busy machine; the kernel is what ends openings.
-    assert!(
-        took >= Duration::from_secs(1) && took < Duration::from_secs(3),
-        "{took:?}"
-    );
-}
-
-#[tokio::test]
-async fn a_busy_stream_holds_up_no_repair() {
-    let World { enforcer, table, .. } = World::connected();
-    *table.borrow_mut() = Ruleset::default();
-    let (to_enforcer, from_server) = mpsc::channel(64);
-    let begun = tokio::time::Instant::now();
-    let end = std::future::poll_fn(|context| {
-        while to_enforcer.try_send(FromServer::ReceiptsStored(0)).is_ok() {}
-        context.waker().wake_by_ref();
-        if begun.elapsed() < Duration::from_secs(2) && table.borrow().is_empty() {
-            std::task::Poll::Pending
-        } else {
-            std::task::Poll::Ready(())
-        }
+fn codes(world: &mut World) -> Vec<&'static str> {
+    let said = world.said();
+    let codes = said.iter().filter_map(|word| match word {
+        ToServer::Report(report) => Some(report.code),
+        _ => None,
     });
-    enforcer.run(from_server, Told::default(), end).await;
-    assert!(!table.borrow().is_empty());
+    codes.collect()
 }
 
 #[derive(Clone, Default)]
@@ -666,113 +414,6 @@ impl Notices for Told {
     }
 }
 
-#[tokio::test]
-async fn the_ruleset_is_called_in_force_only_once_it_is() {
-    let mut world = World::new();
-    world.faults.borrow_mut().gate = true;
-    world.enforcer.rebuild();
-    let World {
-        enforcer,
-        faults,
-        clock,
-        ..
-    } = world;
-    clock.flow();
-    let (_to_enforcer, from_server) = mpsc::channel(1);
-    let told = Told::default();
-    let end = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(*told.0.borrow(), 0);
-        faults.borrow_mut().gate = false;
-        while *told.0.borrow() == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let run = enforcer.run(from_server, told.clone(), end);
-    tokio::time::timeout(Duration::from_secs(10), run).await.unwrap();
-    assert_eq!(*told.0.borrow(), 1);
-}
-
-#[test]
-fn ports_stay_guarded_after_a_loss_until_a_policy_is_taken() {
-    let mut world = World::new();
-    world.enforcer.needs_whole = true;
-    world.enforcer.guarded_meanwhile = "8443/tcp".parse::<PortPattern>().unwrap().spans().collect();
-    world.connect();
-    world.tell_time();
-    let lost = PortKey {
-        protocol: Protocol::Tcp,
-        port: 8443,
-    };
-    let mut whole = world.whole(&[]);
-    whole.policy = Some(b"{}".to_vec());
-    world.enforcer.hear(FromServer::Assignment(whole));
-    assert!(world.table.borrow().guarded().contains(&lost));
-    world.assign(&[]);
-    assert!(!world.table.borrow().guarded().contains(&lost));
-}
-
-fn codes(world: &mut World) -> Vec<&'static str> {
-    let said = world.said();
-    let codes = said.iter().filter_map(|word| match word {
-        ToServer::Report(report) => Some(report.code),
-        _ => None,
-    });
-    codes.collect()
-}
-
-#[test]
-fn what_begins_after_the_last_change_of_the_firewall_is_not_called_opened() {
-    let mut world = World::connected();
-    world.assign(&[grant(1, ALICE, 60)]);
-    world.answers();
-    world.enforcer.applied_at = Some(BootTime::new(Duration::ZERO));
-    let ids = [GrantId::new(Uuid::from_u128(1))];
-    let boot = world.clock.boot();
-    let records: Vec<Record> = world
-        .records
-        .borrow()
-        .iter()
-        .filter(|record| !matches!(record, Record::Reported { .. }))
-        .cloned()
-        .collect();
-    world.enforcer.ledger =
-        Ledger::replay(MACHINE, root().public(), records, rules().ceiling.as_ref(), boot).ledger;
-    assert_eq!(world.enforcer.ledger.unreported(boot.now).opened, ids);
-    world.enforcer.account();
-    assert_eq!(world.answers().0, []);
-    world.enforcer.pass();
-    assert_eq!(world.answers().0, [opened()]);
-}
-
-#[test]
-fn a_report_that_the_stream_did_not_take_is_told_on_the_next() {
-    let mut world = World::connected();
-    let (to_server, from_host) = mpsc::channel(1);
-    drop(from_host);
-    world.enforcer.stream.as_mut().unwrap().to_server = to_server;
-    world.enforcer.report("TIME_JUMP", String::new());
-    assert!(world.enforcer.stream.is_none());
-    world.connect();
-    assert_eq!(codes(&mut world), ["TIME_JUMP"]);
-}
-
-#[test]
-fn a_failure_that_lasts_is_told_once_per_connection_and_each_repair_by_itself() {
-    let mut world = World::connected();
-    world.faults.borrow_mut().disk = true;
-    for id in 1..4 {
-        world.assign(&[grant(id, ALICE, 60)]);
-    }
-    assert_eq!(codes(&mut world), ["LEDGER_NOT_WRITTEN"]);
-    world.faults.borrow_mut().disk = false;
-    world.assign(&[grant(4, ALICE, 60)]);
-    world.faults.borrow_mut().disk = true;
-    world.assign(&[grant(5, ALICE, 60)]);
-    assert_eq!(codes(&mut world), ["LEDGER_NOT_WRITTEN"]);
-    for _ in 0..2 {
-        *world.table.borrow_mut() = Ruleset::default();
-        world.enforcer.look();
-        assert_eq!(codes(&mut world), ["TABLE_REPAIRED"]);
-    }
-}
+mod disk;
+mod life;
+mod order;

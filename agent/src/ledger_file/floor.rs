@@ -48,8 +48,10 @@ impl Floor {
 
     /// What it is after these records, if that is something else.
     pub(super) fn raised_by<'r>(&self, records: impl IntoIterator<Item = &'r Record>) -> Option<Self> {
+        let mut must_stay = records.into_iter().filter(|record| record.must_stay()).peekable();
+        must_stay.peek()?;
         let mut raised = self.clone();
-        for record in records.into_iter().filter(|record| record.must_stay()) {
+        for record in must_stay {
             raised.number = raised.number.max(record.number().unwrap_or_default());
             if let Some(guarded) = record.guarded() {
                 raised.guarded = guarded.to_vec();

@@ -1,0 +1,133 @@
+//! What the enforcer does with an assignment: what goes, goes at once; what comes, waits for its record.
+
+use nightlatch_core::assignment::{Assignment, Generation};
+use nightlatch_core::keys::{ListNumber, VerifiedKeys};
+use nightlatch_core::ledger::{Change, Closing, LeftOut};
+use nightlatch_core::policy::VerifiedPolicy;
+use nightlatch_core::time::BootTime;
+
+use super::{Enforcer, Gate, MOST_WAITING};
+use crate::clock::Clock;
+use crate::server_link::Taken;
+use crate::writer::Disk;
+
+/// An assignment whose record isn't on disk yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unanswered {
+    pub(super) number: u64,
+    pub(super) generation: Generation,
+    pub(super) is_whole: bool,
+    pub(super) lacks_policy: bool,
+}
+
+impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
+    pub(super) fn assigned(&mut self, assignment: Assignment) {
+        self.remove(&assignment, self.clock.now());
+        let Some(stream) = self.stream.as_mut() else {
+            return;
+        };
+        if stream.time_heard {
+            self.take(&assignment);
+        } else if stream.waiting.len() < MOST_WAITING {
+            stream.waiting.push_back(assignment);
+        } else {
+            stream.waiting.clear();
+            self.reply(
+                assignment.generation,
+                Taken::NeedWhole,
+                "too much came before the time was known",
+            );
+        }
+    }
+
+    /// What goes with it, whatever becomes of the rest.
+    fn remove(&mut self, assignment: &Assignment, now: BootTime) {
+        let gone = self.ledger.removals(assignment);
+        if gone.is_empty() {
+            return;
+        }
+        let unreported = self.ledger.unreported(now);
+        let mut opened = gone.clone();
+        opened.retain(|id| self.ledger.was_opened(*id) || unreported.opened.contains(id));
+        let weight = gone.len();
+        let record = self.ledger.remove_all(gone, now);
+        let number = self.ledger.number();
+        let opened = opened.into_iter().map(|id| (id, Closing::Removed.code(), number));
+        self.closed.extend(opened);
+        self.enforce();
+        self.record(record, weight, true);
+    }
+
+    pub(super) fn take(&mut self, assignment: &Assignment) {
+        let now = self.clock.now();
+        let generation = assignment.generation;
+        let change = match self
+            .ledger
+            .consider(assignment, self.rules.ceiling.as_ref(), &self.time, now)
+        {
+            Ok(change) => change,
+            Err(refused) => {
+                let taken = if refused.needs_whole() {
+                    Taken::NeedWhole
+                } else {
+                    Taken::Refused
+                };
+                tracing::warn!(%generation, %refused, "assignment not taken");
+                return self.reply(generation, taken, &refused.to_string());
+            }
+        };
+        let closes = self.close(&change, now);
+        if change.left_out().is_empty() {
+            self.forget_said_but(&["FIREWALL_FAILED", "TIME_JUMP", "LEDGER_NOT_WRITTEN", "DISK_HANGS"]);
+        }
+        for left_out in change.left_out() {
+            tracing::error!(code = left_out.code(), %left_out, "part of the assignment refused");
+            self.report(left_out.code(), left_out.to_string());
+        }
+        let lacks_policy = change.left_out().iter().any(|left_out| match left_out {
+            LeftOut::Policy(_) | LeftOut::NoKeys => true,
+            LeftOut::Keys(_) | LeftOut::OlderKeys { .. } => false,
+        });
+        let refused = self.newly_refused(&change);
+        let guards = self.guards();
+        self.record(change.record(), assignment.added.len().saturating_add(1), true);
+        self.ledger.commit(change);
+        let has_guards = guards != self.guards();
+        if has_guards {
+            // Keys and policy are written twice, see `ledger_file::snapshot`.
+            self.ledger_lane.lag();
+        }
+        if closes || has_guards {
+            self.enforce();
+        }
+        self.add_receipts(refused);
+        if self.unanswered.len() >= MOST_WAITING {
+            self.unanswered.pop_front();
+        }
+        self.unanswered.push_back(Unanswered {
+            number: self.ledger.number(),
+            generation,
+            is_whole: assignment.base.is_none(),
+            lacks_policy,
+        });
+    }
+
+    fn guards(&self) -> (Option<ListNumber>, Option<(u64, u64)>) {
+        (
+            self.ledger.keys().map(VerifiedKeys::number),
+            self.ledger.policy().map(VerifiedPolicy::rank),
+        )
+    }
+
+    fn close(&mut self, change: &Change, now: BootTime) -> bool {
+        let unreported = self.ledger.unreported(now);
+        let number = self.ledger.number().saturating_add(1);
+        for (id, why) in change.closing() {
+            if self.ledger.was_opened(*id) || unreported.opened.contains(id) {
+                self.closed.push((*id, why.code(), number));
+            }
+        }
+        self.ledger.close(change);
+        !change.closing().is_empty()
+    }
+}

@@ -1,0 +1,197 @@
+//! A disk that fails, and one that never answers: closing waits for neither, opening for both.
+
+use super::*;
+
+fn replies(rest: &[ToServer]) -> Vec<Taken> {
+    let replies = rest.iter().filter_map(|word| match word {
+        ToServer::Reply { taken, .. } => Some(*taken),
+        _ => None,
+    });
+    replies.collect()
+}
+
+/// The grants that a restart finds.
+fn read_back(world: &World) -> Vec<u128> {
+    let boot = world.clock.boot();
+    let records = world.records.borrow().clone();
+    let ledger = Ledger::replay(MACHINE, root().public(), records, rules().ceiling.as_ref(), boot).ledger;
+    ledger
+        .held(boot.now)
+        .map(|held| held.grant.id.uuid().as_u128())
+        .collect()
+}
+
+#[test]
+fn without_a_record_nothing_opens_and_closings_hold() {
+    let mut world = World::connected();
+    world.assign(&[grant(1, ALICE, 600)]);
+    world.answers();
+    world.faults.borrow_mut().disk = true;
+    world.assign(&[grant(2, "192.0.2.8", 600)]);
+    assert!(!world.lets_in(ALICE) && !world.lets_in("192.0.2.8"));
+    let (receipts, rest) = world.answers();
+    assert_eq!(receipts, [], "nobody is told of what a crash would bring back");
+    assert!(matches!(
+        rest.as_slice(),
+        [
+            ToServer::Report(Report {
+                code: "LEDGER_NOT_WRITTEN",
+                ..
+            }),
+            ToServer::Reply {
+                taken: Taken::Refused,
+                ..
+            }
+        ]
+    ));
+
+    // It is written from memory after a while, and what was closed doesn't come back with a restart.
+    world.faults.borrow_mut().disk = false;
+    world.after(4);
+    assert!(!world.lets_in("192.0.2.8"));
+    world.after(1);
+    assert!(world.lets_in("192.0.2.8"));
+    assert_eq!(world.answers().0, [closed("REMOVED"), opened()]);
+    assert_eq!(read_back(&world), [2]);
+}
+
+#[test]
+fn while_the_disk_hangs_a_revoke_closes_and_nothing_opens_or_is_acknowledged() {
+    let mut world = World::connected();
+    world.assign(&[grant(1, ALICE, 600)]);
+    world.answers();
+    world.faults.borrow_mut().hangs = true;
+    world.assign(&[]);
+    assert!(!world.lets_in(ALICE));
+    world.assign(&[grant(2, "192.0.2.8", 600)]);
+    world.assign(&[grant(2, "192.0.2.8", 600), grant(3, "192.0.2.9", 600)]);
+    assert!(!world.lets_in("192.0.2.8") && !world.lets_in("192.0.2.9"));
+    // One that is revoked before the disk ever had it.
+    world.assign(&[grant(3, "192.0.2.9", 600)]);
+    assert_eq!(world.answers(), (vec![], vec![]));
+    assert_eq!(read_back(&world), [1]);
+
+    world.after(6);
+    world.look();
+    assert_eq!(codes(&mut world), ["DISK_HANGS"]);
+    // A new stream is told nothing of what isn't on disk.
+    world.connect();
+    let hello = world.said();
+    assert!(
+        matches!(hello.first(), Some(ToServer::Hello(state)) if state.generation == Generation(0)),
+        "{hello:?}"
+    );
+    world.tell_time();
+    world.assign(&[grant(3, "192.0.2.9", 600)]);
+
+    world.faults.borrow_mut().hangs = false;
+    world.let_write();
+    assert!(!world.lets_in(ALICE) && !world.lets_in("192.0.2.8") && world.lets_in("192.0.2.9"));
+    let (receipts, rest) = world.answers();
+    assert_eq!(receipts, [closed("REMOVED"), opened()]);
+    assert_eq!(replies(&rest), [Taken::Accepted]);
+    assert_eq!(read_back(&world), [3]);
+}
+
+#[test]
+fn a_hanging_disk_holds_up_no_end() {
+    let mut world = World::connected();
+    world.assign(&[grant(1, ALICE, 60)]);
+    world.faults.borrow_mut().hangs = true;
+    world.assign(&[grant(1, ALICE, 60), grant(2, "192.0.2.8", 60)]);
+    world.after(60);
+    assert!(!world.lets_in(ALICE));
+    world.faults.borrow_mut().hangs = false;
+    world.let_write();
+    assert!(!world.lets_in("192.0.2.8"), "its time has passed");
+}
+
+#[test]
+fn what_comes_while_the_disk_hangs_has_a_bound() {
+    let mut world = World::connected();
+    world.faults.borrow_mut().hangs = true;
+    for id in 1..200 {
+        let many: Vec<IssuedGrant> = (id..id + 10).map(|id| grant(id, ALICE, 600)).collect();
+        world.assign(&many);
+    }
+    world.faults.borrow_mut().hangs = false;
+    world.let_write();
+    assert!(world.records.borrow().len() < 10, "it was written anew");
+    assert_eq!(read_back(&world), (199..209).collect::<Vec<_>>());
+    assert!(world.lets_in(ALICE));
+}
+
+#[test]
+fn a_policy_that_guards_less_waits_for_its_record() {
+    let mut world = World::connected();
+    let other = PortKey {
+        protocol: Protocol::Tcp,
+        port: 3389,
+    };
+    let with = |world: &mut World, number, policy: Option<&Policy>| {
+        let mut whole = world.whole(&[]);
+        let policy = MachinePolicy::new(MACHINE, 1, number, policy, noon());
+        whole.policy = Some(policy.seal(authority().key()));
+        world.hear(FromServer::Assignment(whole));
+    };
+    let rule = PortRule::new(
+        "3389".parse().unwrap(),
+        Protocols::Tcp,
+        AllowedSources::Any,
+        PortRule::DEFAULT_LIMIT,
+    );
+    let guards = |world: &World| world.table.borrow().guarded().contains(&other);
+    world.faults.borrow_mut().hangs = true;
+    with(&mut world, 2, Some(&Policy::new(vec![rule.unwrap()]).unwrap()));
+    assert!(guards(&world), "shut at once");
+    with(&mut world, 3, None);
+    assert!(guards(&world));
+    world.faults.borrow_mut().hangs = false;
+    world.let_write();
+    assert!(!guards(&world));
+}
+
+#[test]
+fn a_failure_that_lasts_is_told_once_per_connection_and_each_repair_by_itself() {
+    let mut world = World::connected();
+    world.faults.borrow_mut().disk = true;
+    for id in 1..4 {
+        world.assign(&[grant(id, ALICE, 60)]);
+        world.after(6);
+    }
+    assert_eq!(codes(&mut world), ["LEDGER_NOT_WRITTEN"]);
+    world.faults.borrow_mut().disk = false;
+    world.after(6);
+    world.faults.borrow_mut().disk = true;
+    world.assign(&[grant(5, ALICE, 60)]);
+    assert_eq!(codes(&mut world), ["LEDGER_NOT_WRITTEN"]);
+    for _ in 0..2 {
+        *world.table.borrow_mut() = Ruleset::default();
+        world.look();
+        assert_eq!(codes(&mut world), ["TABLE_REPAIRED"]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_still_to_be_written_is_written_before_the_end() {
+    let mut world = World::connected();
+    let whole = world.whole(&[grant(1, ALICE, 60)]);
+    world.enforcer.hear(FromServer::Assignment(whole));
+    let World { enforcer, disk, .. } = world;
+    assert!(disk.records.borrow().is_empty());
+    let (_to_enforcer, from_server) = mpsc::channel(1);
+    enforcer.run(from_server, Told::default(), async {}).await;
+    assert!(!disk.records.borrow().is_empty());
+    assert!(!disk.entries.borrow().is_empty(), "its receipt too");
+}
+
+#[tokio::test]
+async fn a_disk_that_never_answers_does_not_hold_up_the_end() {
+    let mut world = World::connected();
+    world.faults.borrow_mut().hangs = true;
+    world.assign(&[grant(1, ALICE, 60)]);
+    let (_to_enforcer, from_server) = mpsc::channel(1);
+    let begun = tokio::time::Instant::now();
+    world.enforcer.run(from_server, Told::default(), async {}).await;
+    assert!(begun.elapsed() < Duration::from_secs(20));
+}

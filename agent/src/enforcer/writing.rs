@@ -1,0 +1,131 @@
+//! What the enforcer has written, and what follows once it is on disk.
+
+use std::time::Duration;
+
+use nightlatch_core::ledger::Record;
+
+use super::{Enforcer, Fallen, Gate};
+use crate::causes::causes;
+use crate::clock::Clock;
+use crate::frame_file::NotWritten;
+use crate::ledger_file::snapshot;
+use crate::server_link::Taken;
+use crate::writer::{Disk, Outcome, Written};
+
+/// A disk that takes longer than this is reported.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
+
+impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
+    /// For the ledger's file, when its turn comes. Memory has it already.
+    pub(super) fn record(&mut self, record: Record, weight: usize, durably: bool) {
+        self.ledger_lane.add([record], weight, durably);
+    }
+
+    /// Gives the writer what it has time for.
+    pub(super) fn flush(&mut self) {
+        let now = self.clock.now();
+        let (ledger, time) = (&self.ledger, &self.time);
+        let all = || snapshot(ledger, time, now);
+        if let Some(job) = self.ledger_lane.next(now, ledger.number(), all) {
+            self.disk.write_ledger(job);
+        }
+        let all = || self.outbox.entries();
+        if let Some(job) = self.receipts_lane.next(now, self.outbox.last(), all) {
+            self.disk.write_receipts(job);
+        }
+    }
+
+    pub(super) fn is_writing(&self) -> bool {
+        !self.ledger_lane.is_idle() || !self.receipts_lane.is_idle()
+    }
+
+    /// Takes one word of the writer.
+    pub(super) fn written(&mut self, written: Written) {
+        let now = self.clock.now();
+        match written {
+            Written::Ledger(outcome) => {
+                let before = self.ledger_lane.durable();
+                self.ledger_lane.answered(&outcome, now);
+                match outcome.upto {
+                    Ok(upto) => self.recorded(upto, before < upto),
+                    Err(error) => self.not_recorded(&error),
+                }
+            }
+            Written::Receipts(outcome) => {
+                self.receipts_lane.answered(&outcome, now);
+                self.receipts_written(outcome);
+            }
+        }
+        self.flush();
+    }
+
+    fn recorded(&mut self, upto: u64, is_news: bool) {
+        self.is_over("LEDGER_NOT_WRITTEN");
+        self.is_over("DISK_HANGS");
+        if !is_news {
+            return;
+        }
+        self.ledger.recorded(upto);
+        let mut answers = Vec::new();
+        while let Some(taken) = self.unanswered.pop_front_if(|taken| taken.number <= upto) {
+            if taken.is_whole {
+                self.needs_whole = false;
+                if !taken.lacks_policy {
+                    self.guarded_meanwhile.clear();
+                }
+            }
+            answers.push(taken.generation);
+        }
+        self.enforce();
+        self.account();
+        for generation in answers {
+            self.reply(generation, Taken::Accepted, "");
+        }
+    }
+
+    fn not_recorded(&mut self, error: &NotWritten) {
+        tracing::error!(error = %causes(error), "nothing opens: it can't be written down");
+        self.report("LEDGER_NOT_WRITTEN", causes(error).to_string());
+        for taken in std::mem::take(&mut self.unanswered) {
+            self.reply(
+                taken.generation,
+                Taken::Refused,
+                "the host's disk takes no record, so nothing opens",
+            );
+        }
+    }
+
+    fn receipts_written(&mut self, outcome: Outcome) {
+        match outcome.upto {
+            Ok(upto) => self.outbox.written(upto),
+            Err(error) => {
+                tracing::warn!(error = %causes(&error), "receipts wait for the disk");
+                return;
+            }
+        }
+        let durable = self.outbox.durable();
+        while let Some((_, record)) = self.reported.pop_front_if(|(last, _)| *last <= durable) {
+            self.record(record, 1, false);
+        }
+        if matches!(self.fallen, Fallen::Told(last) if last <= durable) {
+            self.fallen = Fallen::None;
+            self.ledger_lane.lag();
+        }
+        self.send_receipts();
+    }
+
+    /// Says so if the disk doesn't answer. What must close has closed all the same.
+    pub(super) fn watch_disk(&mut self) {
+        let now = self.clock.now();
+        let lanes = [self.ledger_lane.busy_since(), self.receipts_lane.busy_since()];
+        let longest = lanes.into_iter().flatten().map(|since| now.since(since)).max();
+        if let Some(longest) = longest.filter(|longest| *longest >= DISK_PATIENCE) {
+            let message = format!(
+                "the disk has not answered for {} seconds, so nothing opens",
+                longest.as_secs()
+            );
+            tracing::error!("{message}");
+            self.report("DISK_HANGS", message);
+        }
+    }
+}
