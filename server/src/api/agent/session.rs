@@ -28,6 +28,8 @@ use crate::store::StoreError;
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 const TAKE_WITHIN: Duration = Duration::from_secs(20);
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// A host answers when its disk has the change. Another change, a revoke perhaps, waits no longer for that.
+const OVERTAKE_AFTER: Duration = Duration::from_secs(2);
 /// An agent asks for the time at once, and takes nothing before the answer.
 const CLOCK_WITHIN: Duration = Duration::from_secs(1);
 /// Clock questions come in rounds, which are to be answered at once.
@@ -87,6 +89,7 @@ struct InFlight {
     then: Holds,
     ends: bool,
     answer_by: Instant,
+    overtaken_from: Instant,
 }
 
 impl Session {
@@ -186,8 +189,9 @@ impl Session {
         let begin = Instant::now() + CLOCK_WITHIN;
         let stopping = self.agents.issuer.stopping.clone();
         loop {
+            let overtaken_from = course.in_flight.as_ref().map(|sent| sent.overtaken_from);
             if course.is_due
-                && course.in_flight.is_none()
+                && overtaken_from.is_none_or(|moment| moment <= Instant::now())
                 && course.knows_time
                 && let Err(end) = self.dispatch(&mut course).await
             {
@@ -205,6 +209,9 @@ impl Session {
                 () = stopping.cancelled() => Err(End::Stopping),
                 () = sleep_until(begin), if !course.knows_time => {
                     course.knows_time = true;
+                    Ok(())
+                }
+                () = sleep_until(overtaken_from.unwrap_or(begin)), if course.is_due && overtaken_from.is_some() => {
                     Ok(())
                 }
                 () = sleep_until(answer_by.unwrap_or(begin)), if answer_by.is_some() => {
@@ -230,6 +237,10 @@ impl Session {
         else {
             return Ok(());
         };
+        let sent = course.in_flight.as_ref().map(|sent| sent.generation);
+        if sent.is_some_and(|sent| sent >= assignment.generation) {
+            return Ok(());
+        }
         for part in parts(&assignment) {
             self.answer(Answer::AssignmentPart(part)).await?;
         }
@@ -238,6 +249,7 @@ impl Session {
             then,
             ends,
             answer_by: Instant::now() + ANSWER_WITHIN,
+            overtaken_from: Instant::now() + OVERTAKE_AFTER,
         });
         Ok(())
     }
