@@ -1,6 +1,7 @@
 //! Grants: a signed word that some sources may reach some ports of one machine for a while.
 
 use alloc::string::ToString;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -142,14 +143,14 @@ impl GrantRejected {
     }
 }
 
-/// The exact bytes of a grant's envelope, not yet believed.
+/// The exact bytes of a grant's envelope, not yet believed. Copies share them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct SignedGrant(#[serde(with = "signing::base64_bytes")] Vec<u8>);
+pub struct SignedGrant(#[serde(with = "signing::base64_bytes")] Arc<[u8]>);
 
 impl SignedGrant {
-    pub const fn from_bytes(envelope: Vec<u8>) -> Self {
-        Self(envelope)
+    pub fn from_bytes(envelope: Vec<u8>) -> Self {
+        Self(envelope.into())
     }
 
     pub fn as_bytes(&self) -> &[u8] {
@@ -268,7 +269,7 @@ impl Authority {
         };
         // Serialising strings, numbers and lists can't fail.
         let payload = serde_json::to_vec(&grant).unwrap_or_default();
-        let envelope = SignedGrant(self.key.seal(PAYLOAD_TYPE, &payload));
+        let envelope = SignedGrant::from_bytes(self.key.seal(PAYLOAD_TYPE, &payload));
         Ok(IssuedGrant { grant, envelope })
     }
 }

@@ -194,9 +194,12 @@ pub mod base64_bytes {
         serializer.serialize_str(&super::encode_base64(bytes))
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    pub fn deserialize<'de, T: From<Vec<u8>>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
         let text = String::deserialize(deserializer)?;
-        super::decode_base64(&text).ok_or_else(|| serde::de::Error::custom("not canonical base64"))
+        let bytes = super::decode_base64(&text);
+        bytes
+            .map(T::from)
+            .ok_or_else(|| serde::de::Error::custom("not canonical base64"))
     }
 }
 
