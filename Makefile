@@ -20,11 +20,11 @@ CARGO_TEST := cargo test --locked --profile ci --workspace --quiet
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo bench test test-long lab-up lab-down lint clean
+.PHONY: help build demo bench bench-peers test test-long lab-up lab-down lint clean
 .PHONY: prerequisites-lab prerequisites-test unit-tests promises
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## The binaries, in target/ci
 	@# One test comes along: its presence settles the features of all crates as `make test` has them.
@@ -37,6 +37,11 @@ bench: prerequisites-lab ## What docs/performance.md tells, measured and written
 	@# The release profile: what a build for tests does says little about what is installed.
 	cargo build --locked --release --workspace --bins
 	@$(TARGET)/release/nightlatch-bench $(if $(QUICK),--quick,--docs docs)
+
+bench-peers: prerequisites-lab ## By hand: the same questions put to what people use today
+	@bench/peers/prerequisites.sh $(TARGET)/peers
+	cargo build --locked --release --workspace --bins
+	@$(TARGET)/release/nightlatch-bench-peers --tools $(TARGET)/peers --docs docs
 
 test: lint unit-tests promises ## Everything: lints, unit tests, packets, the lab, the demo
 

@@ -3,8 +3,6 @@
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -14,8 +12,8 @@ use nightlatch_tests::netns::Netns;
 use nix::errno::Errno;
 use nix::libc::linger;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket,
-    sockopt,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt,
+    shutdown, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
 
@@ -23,9 +21,7 @@ use crate::moment;
 
 /// Somebody who answers behind a port, and hangs up at once.
 pub struct Doorkeeper {
-    at: SocketAddrV4,
-    netns: Netns,
-    is_over: Arc<AtomicBool>,
+    listener: TcpListener,
     answering: Option<JoinHandle<()>>,
 }
 
@@ -36,20 +32,10 @@ impl Doorkeeper {
             .with_context(|| format!("port {} of {}", at.port(), netns.name()))?;
         // Knocking is faster than answering; a full queue would look like a shut door.
         listen(&listener, Backlog::new(4096).context("a backlog")?).context("lengthening the queue")?;
-        let is_over = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&is_over);
-        let answering = thread::spawn(move || {
-            while let Ok((connection, _)) = listener.accept() {
-                drop(connection);
-                if flag.load(Ordering::Relaxed) {
-                    break;
-                }
-            }
-        });
+        let door = listener.try_clone().context("sharing a listener")?;
+        let answering = thread::spawn(move || while door.accept().is_ok() {});
         Ok(Self {
-            at,
-            netns: netns.clone(),
-            is_over,
+            listener,
             answering: Some(answering),
         })
     }
@@ -57,15 +43,8 @@ impl Doorkeeper {
 
 impl Drop for Doorkeeper {
     fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        // Loopback is never guarded, so this reaches accept(2) and ends it.
-        let port = self.at.port();
-        let woken = self.netns.inside(|| {
-            TcpStream::connect((Ipv4Addr::LOCALHOST, port))
-                .map(drop)
-                .context("waking")
-        });
-        if woken.is_ok()
+        // Ends accept(2).
+        if shutdown(self.listener.as_raw_fd(), Shutdown::Both).is_ok()
             && let Some(answering) = self.answering.take()
         {
             answering.join().ok();

@@ -1,0 +1,87 @@
+//! fwknop: one authorised packet, a rule a source by iptables. Its UDP server is asked, which is faster than libpcap.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nightlatch_tests::wait;
+
+use crate::peer::{At, Peer, base_by_iptables};
+use crate::place::{MACHINE, Place, quiet};
+
+pub(crate) struct Fwknop;
+
+const KEY: &str = "bmlnaHRsYXRjaC1iZW5jaC1yaWpuZGFlbC1rZXktMzI=";
+const HMAC: &str = "bmlnaHRsYXRjaC1iZW5jaC1obWFjLWZvci1md2tub3AtNDU2Nzg5MA==";
+
+impl Peer for Fwknop {
+    fn name(&self) -> &'static str {
+        "fwknop"
+    }
+
+    fn start(&mut self, grant: Duration) -> Result<Place> {
+        let mut place = Place::make()?;
+        base_by_iptables(&place)?;
+        place.write(
+            "access.conf",
+            &format!(
+                "SOURCE ANY\nOPEN_PORTS tcp/22\nKEY_BASE64 {KEY}\nHMAC_KEY_BASE64 {HMAC}\nFW_ACCESS_TIMEOUT {}\n",
+                grant.as_secs()
+            ),
+        )?;
+        place.write(
+            "fwknopd.conf",
+            &format!(
+                "PCAP_INTF eth0;\nENABLE_UDP_SERVER Y;\nUDPSERV_PORT 62201;\nFWKNOP_RUN_DIR {0};\nFWKNOP_PID_FILE \
+                 {0}/fwknopd.own.pid;\nDIGEST_FILE {0}/digest.cache;\nFIREWALL_EXE /usr/sbin/iptables-nft;\n",
+                place.dir.display()
+            ),
+        )?;
+        // It writes its rules for chains that it makes itself, ahead of the drop.
+        self.start_again(&mut place, grant)?;
+        Ok(place)
+    }
+
+    fn start_again(&mut self, place: &mut Place, _grant: Duration) -> Result<()> {
+        place.start_daemon(
+            "fwknopd",
+            "exec fwknopd --foreground --config-file \"$1/fwknopd.conf\" --access-file \"$1/access.conf\"",
+        )?;
+        let listening = || Ok(!place.on_machine("ss", &["-Hlun", "sport = :62201"])?.is_empty());
+        wait::until_true("fwknopd does not listen", Duration::from_secs(10), listening)
+    }
+
+    fn client(&self, place: &Place, source: Ipv4Addr, _grant: Duration) -> Result<(At, Command)> {
+        let mut client = quiet("fwknop");
+        client
+            .args(["--access", "tcp/22", "--destination", &MACHINE.to_string()])
+            .args(["--allow-ip", &source.to_string()])
+            .args([
+                "--key-base64-rijndael",
+                KEY,
+                "--key-base64-hmac",
+                HMAC,
+                "--use-hmac",
+            ])
+            .args(["--no-save-args", "--no-rc-file"])
+            .env("HOME", &place.dir);
+        Ok((At::User, client))
+    }
+
+    /// What it is told too fast it forgets, so packets come 2 ms apart.
+    fn ask_many(
+        &self,
+        place: &Place,
+        sources: &[Ipv4Addr],
+        grant: Duration,
+        deadline: Instant,
+    ) -> Result<()> {
+        for source in sources.iter().take_while(|_| Instant::now() < deadline) {
+            let (_, mut client) = self.client(place, *source, grant)?;
+            place.user.inside(|| client.status().context("running fwknop"))?;
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,61 @@
+//! knockd: a sequence of ports, seen by libpcap, and a command of the administrator's for the rule.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+use nightlatch_tests::wait;
+
+use crate::peer::{At, Peer, base_by_iptables};
+use crate::place::{MACHINE, Place, quiet};
+
+pub(crate) struct Knockd;
+
+impl Peer for Knockd {
+    fn name(&self) -> &'static str {
+        "knockd"
+    }
+
+    fn start(&mut self, grant: Duration) -> Result<Place> {
+        let mut place = Place::make()?;
+        base_by_iptables(&place)?;
+        let rule = |verb: &str| {
+            format!("/usr/sbin/iptables-nft -w {verb} INPUT -s %IP% -p tcp --dport 22 -j ACCEPT")
+        };
+        place.write(
+            "knockd.conf",
+            &format!(
+                "[options]\n  logfile = {}/knocks.log\n[open]\n  sequence = 7000,8000,9000\n  seq_timeout = 5\n  \
+                 tcpflags = syn\n  start_command = {}\n  cmd_timeout = {}\n  stop_command = {}\n",
+                place.dir.display(),
+                rule("-I"),
+                grant.as_secs(),
+                rule("-D")
+            ),
+        )?;
+        self.start_again(&mut place, grant)?;
+        Ok(place)
+    }
+
+    fn start_again(&mut self, place: &mut Place, _grant: Duration) -> Result<()> {
+        place.start_daemon("knockd", "exec knockd -i eth0 -c \"$1/knockd.conf\" -v")?;
+        let daemon = place
+            .daemons
+            .last()
+            .map(|daemon| daemon.pid())
+            .unwrap_or_default();
+        // It says nothing when it is ready: it is, once it holds a packet socket.
+        let hears = || {
+            let sockets = place.on_machine("ss", &["-H0lp"])?;
+            Ok(sockets.contains(&format!("pid={daemon},")))
+        };
+        wait::until_true("knockd does not listen", Duration::from_secs(10), hears)
+    }
+
+    fn client(&self, _place: &Place, _source: Ipv4Addr, _grant: Duration) -> Result<(At, Command)> {
+        let mut client = quiet("knock");
+        client.args([&MACHINE.to_string(), "7000", "8000", "9000"]);
+        Ok((At::User, client))
+    }
+}

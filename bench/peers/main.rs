@@ -1,0 +1,99 @@
+//! The same questions, put to Nightlatch and to what people use today, each in network namespaces of its own.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the report goes to stdout, progress to stderr"
+)]
+
+mod crowdsec;
+mod examination;
+mod firewalld;
+mod fwknop;
+mod knockd;
+mod letmein;
+mod nightlatch;
+mod peer;
+mod place;
+mod report;
+mod spawned_nft;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use nightlatch_bench::{document, keeper};
+use nightlatch_tests::plan::binaries_beside;
+use nightlatch_tests::scratch;
+
+use crate::examination::{Amount, examine};
+use crate::peer::Peer;
+
+/// Measures what docs/performance.md tells of the peers. They must be there: `make bench-peers` gets them.
+///
+/// Example: nightlatch-bench-peers --tools target/peers --only fwknop
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Where peers lie that are not installed: `letmein/bin`, `crowdsec/usr/bin`.
+    #[arg(long, value_name = "DIR")]
+    tools: PathBuf,
+    /// Only these, by their names.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Requests of each.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..=100))]
+    asks: u16,
+    /// Ends of each; each takes up to 13 s.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=50))]
+    ends: u16,
+    /// The folder whose performance.md gets the table, and peers.svg the chart.
+    #[arg(long, value_name = "DIR")]
+    docs: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let own = std::env::current_exe().context("finding this program")?;
+    let binaries = binaries_beside(&own).context("no binaries of Nightlatch beside this program")?;
+    let tools = fs::canonicalize(&arguments.tools)
+        .with_context(|| format!("--tools: {}", arguments.tools.display()))?;
+    scratch::sweep()?;
+    keeper::keep(Duration::from_secs(60 * 60), place::remove_all)?;
+
+    let mut peers: Vec<Box<dyn Peer>> = vec![
+        Box::new(nightlatch::Nightlatch::new(binaries)),
+        Box::new(spawned_nft::SpawnedNft),
+        Box::new(letmein::Letmein::new(&tools)),
+        Box::new(fwknop::Fwknop),
+        Box::new(knockd::Knockd),
+        Box::new(firewalld::Firewalld),
+        Box::new(crowdsec::Crowdsec::new(&tools)),
+    ];
+    peers.retain(|peer| arguments.only.is_empty() || arguments.only.iter().any(|name| name == peer.name()));
+    let amount = Amount {
+        asks: arguments.asks.into(),
+        ends: arguments.ends.into(),
+    };
+    let begin = Instant::now();
+    let mut found = Vec::new();
+    for mut peer in peers {
+        let name = peer.name();
+        let progress = |step: &str| eprintln!("[{:4.0} s] {name}: {step}", begin.elapsed().as_secs_f64());
+        let examined = examine(peer.as_mut(), amount, progress);
+        place::remove_all();
+        if let Err(error) = &examined {
+            eprintln!("{name}: {error:#}");
+        }
+        found.push((name, examined));
+    }
+    let text = report::text(&found)?;
+    println!("{text}");
+    if let Some(docs) = arguments.docs {
+        let chart = docs.join("peers.svg");
+        fs::write(&chart, report::chart(&found)).with_context(|| format!("writing {}", chart.display()))?;
+        document::replace_part(&docs.join("performance.md"), "peers", &text)?;
+    }
+    Ok(())
+}
