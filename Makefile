@@ -14,7 +14,9 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 DENY_VERSION := 0.20.2
 BUF_VERSION := 1.75.0
-BUF := $(TARGET)/buf/node_modules/.bin/buf
+# The version is in the path, so that another one is fetched when it changes.
+BUF_DIR := $(TARGET)/buf-$(BUF_VERSION)
+BUF := $(BUF_DIR)/node_modules/.bin/buf
 # All steps build the whole workspace in one profile, so that nothing is compiled twice.
 CARGO_TEST := cargo test --locked --profile ci --workspace --quiet
 
@@ -46,7 +48,7 @@ bench-peers: prerequisites-lab ## By hand: the same questions put to what people
 test: lint unit-tests promises ## Everything: lints, unit tests, packets, the lab, the demo
 
 test-long: export NIGHTLATCH_LONG := 1
-test-long: test ## The same with many more cases where `test` takes samples
+test-long: test ## The same with every bit, many more kills and longer waits: half an hour more
 
 lab-up: prerequisites-lab build ## A lab that stays: MACHINES=2 LAB=nl ENV=FILE (where to describe it)
 	@$(BIN)/nightlatch-lab up --name $(LAB) --machines $(MACHINES) --env $(abspath $(ENV)) --bin $(BIN)
@@ -61,7 +63,7 @@ lint: prerequisites-test ## Format, clippy, dependencies, the API's shape, the d
 	@cargo deny --version 2>/dev/null | grep -qxF 'cargo-deny $(DENY_VERSION)' || \
 	    cargo install --locked cargo-deny --version $(DENY_VERSION) --target-dir $(TARGET)/cargo-deny
 	cargo deny --locked --log-level error check -D unmatched-skip -D unnecessary-skip bans licenses sources
-	@test -x $(BUF) || npm install --silent --no-fund --no-audit --prefix $(TARGET)/buf @bufbuild/buf@$(BUF_VERSION)
+	@test -x $(BUF) || npm install --silent --no-fund --no-audit --prefix $(BUF_DIR) @bufbuild/buf@$(BUF_VERSION)
 	$(BUF) lint
 	@# Libraries only: what stands above a binary's arguments is its --help, written for the terminal.
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --profile ci --workspace --lib --no-deps --quiet
