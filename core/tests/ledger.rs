@@ -9,11 +9,14 @@ use common::{
 };
 use nightlatch_core::assignment::{Assignment, Digest, Generation};
 use nightlatch_core::clock::{HostClock, Mark};
+use nightlatch_core::grant::SignedGrant;
 use nightlatch_core::host::HostRules;
+use nightlatch_core::id::GrantId;
 use nightlatch_core::keys::{KeyList, ListNumber};
 use nightlatch_core::ledger::{AssignmentRefused, Boot, Closing, Ledger, Record};
 use nightlatch_core::time::Timestamp;
 use serde_json::json;
+use uuid::Uuid;
 
 const ALICE: &str = "192.0.2.7";
 
@@ -674,12 +677,46 @@ fn a_host_takes_a_bounded_number_of_openings() {
     let sources: Vec<&str> = sources.iter().map(String::as_str).collect();
     // 32 sources to three port keys each.
     let count = MOST_OPENINGS / 96 + 1;
-    let grants: Vec<_> = (0..count)
+    let mut grants: Vec<_> = (0..count)
         .map(|id| grant(1 + id as u128, &["22", "3389"], &sources, 0, 100))
         .collect();
+    // What still fits is taken, although one before it did not.
+    grants.push(grant(5000, &["22"], &[ALICE], 0, 100));
     let mut host = Host::new();
     let whole = host.whole(&grants);
     let change = host.take(&whole, 0).unwrap();
-    let codes: Vec<&str> = change.refused().iter().map(|(_, why)| why.code()).collect();
-    assert_eq!(codes, ["TOO_MANY_OPENINGS"]);
+    let refused: Vec<_> = change
+        .refused()
+        .iter()
+        .map(|(id, why)| (*id, why.code()))
+        .collect();
+    assert_eq!(refused, [(grants[count - 1].grant.id, "TOO_MANY_OPENINGS")]);
+    assert!(host.allows(ALICE, "22/tcp", 0));
+    assert!(host.ledger.ruleset(&host.rules, boot(0)).openings().len() <= MOST_OPENINGS);
+}
+
+#[test]
+fn a_host_takes_a_bounded_number_of_grants_and_keeps_what_it_has() {
+    use nightlatch_core::ledger::MOST_GRANTS;
+    let mut host = Host::new();
+    let held = grant(1, &["22"], &[ALICE], 0, 100);
+    let first = host.whole(std::slice::from_ref(&held));
+    host.take(&first, 0).unwrap();
+    // The ids count, whatever comes under them.
+    let copies = |count: usize| -> Vec<_> {
+        let mut copies = vec![held.clone(); count];
+        for (id, copy) in (1..).zip(&mut copies) {
+            copy.grant.id = GrantId::new(Uuid::from_u128(id));
+            copy.envelope = SignedGrant::from_bytes(Vec::new());
+        }
+        copies
+    };
+    let too_many = host.whole(&copies(MOST_GRANTS + 1));
+    assert!(matches!(
+        host.consider(&too_many, 1),
+        Err(AssignmentRefused::TooMany(count)) if count == MOST_GRANTS + 1
+    ));
+    assert!(host.allows(ALICE, "22/tcp", 1));
+    let as_many_as_go = host.whole(&copies(MOST_GRANTS));
+    host.consider(&as_many_as_go, 1).unwrap();
 }

@@ -215,15 +215,18 @@ impl Ledger {
                 verdict(added)
             };
             let within = verdict.and_then(|grant| {
-                openings = openings.saturating_add(grant.grant.grant().openings());
-                if openings > MOST_OPENINGS {
+                let with_it = openings.saturating_add(grant.grant.grant().openings());
+                if with_it > MOST_OPENINGS {
                     Err(GrantRejected::TooManyOpenings)
                 } else {
-                    Ok(grant)
+                    Ok((with_it, grant))
                 }
             });
             match within {
-                Ok(grant) => accepted.push((added.id, Box::new(grant))),
+                Ok((with_it, grant)) => {
+                    openings = with_it;
+                    accepted.push((added.id, Box::new(grant)));
+                }
                 Err(rejected) => refused.push((added.id, rejected)),
             }
         }
