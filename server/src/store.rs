@@ -107,9 +107,19 @@ impl Store {
     /// # Errors
     /// Another change takes more than five seconds.
     pub async fn change(&self) -> Result<Change, StoreError> {
-        Ok(Change {
-            transaction: self.writer.begin_with("BEGIN IMMEDIATE").await?,
-        })
+        const BEGIN: &str = "BEGIN IMMEDIATE";
+        let begun = self.writer.begin_with(BEGIN).await;
+        let transaction = match begun {
+            // A disk that is full ends a transaction behind the connection's back, which then begins no other one.
+            Err(sqlx::Error::InvalidSavePointStatement) => {
+                // It is of no use, whatever closing says.
+                let spoilt = self.writer.acquire().await?;
+                spoilt.close().await.unwrap_or_default();
+                self.writer.begin_with(BEGIN).await?
+            }
+            begun => begun?,
+        };
+        Ok(Change { transaction })
     }
 
     /// Waits until nothing is under way and closes the file.

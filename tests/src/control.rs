@@ -14,6 +14,7 @@ use crate::netns::Netns;
 use crate::plan::{CONTROL, PEOPLE_PORT};
 use crate::process::Process;
 use crate::readiness::Readiness;
+use crate::small_disk::{SmallDisk, on_small_disk};
 use crate::wait::{self, Outcome};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -75,7 +76,16 @@ impl<'l> Control<'l> {
     }
 
     pub fn start(self) -> Result<Process> {
-        let mut command = self.server(&["run"]);
+        self.start_by(self.server(&["run"]))
+    }
+
+    /// The same with its state on a disk of so many KiB, which goes with it.
+    pub fn start_on_small_disk(self, kib: u32) -> Result<SmallDisk> {
+        let command = on_small_disk(&self.server(&["run"]), &self.state(), kib);
+        SmallDisk::of(self.start_by(command)?, &self.state())
+    }
+
+    fn start_by(self, mut command: Command) -> Result<Process> {
         let readiness = Readiness::expect_of(&mut command, &self.dir())?;
         let process = Process::start(&command, &self.log(), &self.record())?;
         with_log(readiness.wait(process), "nightlatch-server", &self.log())?;

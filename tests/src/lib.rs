@@ -1,10 +1,12 @@
 //! The lab: a control server, a client and machines, each a network namespace on one bridge, with the real
 //! binaries, a real sshd and real nftables. Tests, the demo and `make lab-up` all use this one.
 
+pub mod chance;
 pub mod client;
 pub mod complaint;
 pub mod control;
 pub mod database;
+pub mod doors;
 pub mod echo;
 pub mod env_file;
 pub mod forge;
@@ -13,7 +15,9 @@ pub mod machine;
 pub mod netns;
 pub mod plan;
 pub mod process;
+pub mod proxy;
 pub mod readiness;
 pub mod scratch;
 pub mod session;
+pub mod small_disk;
 pub mod wait;

@@ -13,6 +13,7 @@ use crate::netns::Netns;
 use crate::plan::{self, Addresses};
 use crate::process::Process;
 use crate::readiness::Readiness;
+use crate::small_disk::{SmallDisk, on_small_disk};
 use crate::wait::{self, Outcome};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -170,7 +171,16 @@ impl<'l> Machine<'l> {
 
     /// Starts the agent and waits until it says that it is ready.
     pub fn start_agent(self) -> Result<Process> {
-        let mut command = self.agent(&["run"]);
+        self.start_agent_by(self.agent(&["run"]))
+    }
+
+    /// The same with its state on a disk of so many KiB, which goes with it.
+    pub fn start_agent_on_small_disk(self, kib: u32) -> Result<SmallDisk> {
+        let command = on_small_disk(&self.agent(&["run"]), &self.state(), kib);
+        SmallDisk::of(self.start_agent_by(command)?, &self.state())
+    }
+
+    fn start_agent_by(self, mut command: Command) -> Result<Process> {
         let readiness = Readiness::expect_of(&mut command, &self.dir())?;
         let process = Process::start(&command, &self.agent_log(), &self.record())?;
         with_log(readiness.wait(process), &self.who(), &self.agent_log())?;

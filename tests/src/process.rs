@@ -68,7 +68,16 @@ impl Process {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name in parentheses may hold anything, parentheses included.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let ended = matches!(*fields.first()?, "Z" | "X");
+        // Killed, it is a zombie at once, but its other threads may hold files and locks for a moment more.
+        let has_threads = || {
+            let threads = fs::read_dir(format!("/proc/{pid}/task"));
+            threads.is_ok_and(|threads| threads.count() > 1)
+        };
+        let ended = match *fields.first()? {
+            "X" => true,
+            "Z" => !has_threads(),
+            _ => false,
+        };
         let started = fields.get(19)?.parse().ok()?;
         (!ended).then_some(Self { pid, started })
     }
