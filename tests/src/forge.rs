@@ -37,6 +37,10 @@ impl Forge {
         &self.machine
     }
 
+    pub const fn key(&self) -> &SigningKey {
+        &self.key
+    }
+
     /// What a grant of the real server says: ssh from one address, for a minute from now on.
     pub fn payload(&self) -> Result<Value> {
         Ok(json!({
