@@ -1,14 +1,47 @@
 //! The file that tells outside tools where everything of a lab is, as shell assignments.
 
 use std::fmt::Write;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::lab::Lab;
 use crate::plan::Addresses;
 
+/// In the lab's folder: where its description is.
+const NOTE: &str = "env-file";
+
+/// Describes the lab in a file, which goes with the lab.
+pub fn write(lab: &Lab, path: &Path) -> Result<()> {
+    fs::write(path, render(lab)?).with_context(|| format!("writing {}", path.display()))?;
+    let whole = fs::canonicalize(path).with_context(|| format!("finding {}", path.display()))?;
+    fs::write(lab.dir().join(NOTE), whole.as_os_str().as_bytes()).context("noting where the lab is described")
+}
+
+/// Removes the description of the lab in this folder, unless by now it is another's.
+pub(crate) fn remove(dir: &Path) -> Result<()> {
+    let Ok(path) = fs::read(dir.join(NOTE)) else {
+        return Ok(());
+    };
+    let path = PathBuf::from(std::ffi::OsString::from_vec(path));
+    let ours = assignment("NL_DIR", &dir.display().to_string());
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    if !text.lines().any(|line| line == ours) {
+        return Ok(());
+    }
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The assignments, one a line. Names and meanings are a contract: add, never change.
-pub fn render(lab: &Lab) -> Result<String> {
+fn render(lab: &Lab) -> Result<String> {
     let control = lab.control();
     let names: Vec<String> = lab.machines().map(|machine| machine.name()).collect();
     let state = |file: &str| control.state().join(file).display().to_string();
@@ -44,7 +77,11 @@ pub fn render(lab: &Lab) -> Result<String> {
     }
     let mut text = String::new();
     for (name, value) in assignments {
-        writeln!(text, "{name}='{}'", value.replace('\'', r"'\''")).context("writing to memory")?;
+        writeln!(text, "{}", assignment(&name, &value)).context("writing to memory")?;
     }
     Ok(text)
+}
+
+fn assignment(name: &str, value: &str) -> String {
+    format!("{name}='{}'", value.replace('\'', r"'\''"))
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::Client;
 use crate::control::Control;
+use crate::env_file;
 use crate::machine::Machine;
 use crate::netns::{self, Netns, ip_batch};
 use crate::plan::{Addresses, CLIENT, CONTROL, LabName, MOST_MACHINES, NEIGHBOURS, machine_addresses};
@@ -148,8 +149,8 @@ impl Lab {
         })
     }
 
-    /// Ends everything that lives in the lab's namespaces, then removes them and its folder. Does no harm where
-    /// nothing is left to remove.
+    /// Ends everything that lives in the lab's namespaces, then removes them, the file that describes it and its
+    /// folder. Does no harm where nothing is left to remove.
     pub fn down(name: &LabName) -> Result<()> {
         let own: Vec<Netns> = netns::all()
             .into_iter()
@@ -177,6 +178,7 @@ impl Lab {
             .collect();
         ip_batch(None, &deletions)?;
         let dir = name.dir();
+        env_file::remove(&dir)?;
         match fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("removing {}", dir.display()))

@@ -7,7 +7,6 @@
 
 mod demo;
 
-use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -153,7 +152,7 @@ fn up(
         format!("the lab {name} did not come up (`make lab-down LAB={name}` removes what there is)")
     })?;
     if let Some(path) = env {
-        fs::write(path, env_file::render(&lab)?).with_context(|| format!("writing {}", path.display()))?;
+        env_file::write(&lab, path)?;
         eprintln!("lab {name}: described in {}", path.display());
     }
     eprintln!("lab {name}: up after {:.1} s", start.elapsed().as_secs_f32());

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nightlatch_tests::netns;
+use nightlatch_tests::netns::{self, Netns};
 use nightlatch_tests::plan::LabName;
 use nightlatch_tests::process::Process;
 use nightlatch_tests::wait::{self, Outcome};
@@ -68,6 +68,7 @@ fn down_removes_every_trace_after_a_crash() -> Result<()> {
         Process::running(value(&environment, name)?.parse()?).with_context(|| format!("{name} does not run"))
     };
     let (server, agent) = (pid("NL_SERVER_PID")?, pid("NL_M1_AGENT_PID")?);
+    let sshd = Process::recorded(&lab.0.dir().join("web-1/sshd.pid")).context("no note of sshd")?;
     server.end(Signal::SIGKILL)?;
     std::fs::remove_file(lab.0.dir().join("lab.json"))?;
     ensure!(
@@ -77,8 +78,43 @@ fn down_removes_every_trace_after_a_crash() -> Result<()> {
 
     lab.run(&["down"])?.expect_success("down")?;
     ensure!(!agent.is_alive(), "the agent outlived its lab");
+    ensure!(!sshd.is_alive(), "sshd outlived its lab");
     ensure!(leftovers(&lab.0).is_empty(), "{:?}", leftovers(&lab.0));
+    ensure!(!file.exists(), "the file that described it is still there");
     lab.run(&["down"])?.expect_success("down once more")?;
+    Ok(())
+}
+
+#[test]
+fn down_after_everything_was_killed_removes_every_trace_and_nothing_of_others() -> Result<()> {
+    let (lab, other) = (Named::new(21), Named::new(22));
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("lab.env");
+    let up = |lab: &Named| {
+        lab.run(&["up", "--machines", "1", "--env", &file.display().to_string()])?
+            .expect_success("up")
+    };
+    up(&lab)?;
+    let namespaces: Vec<Netns> = netns::all().into_iter().filter(|it| lab.0.owns(it)).collect();
+    for netns in &namespaces {
+        for process in netns.pids()?.into_iter().filter_map(Process::running) {
+            process.end(Signal::SIGKILL)?;
+        }
+    }
+    // By now the file describes another lab.
+    up(&other)?;
+    lab.run(&["down"])?.expect_success("down")?;
+    ensure!(leftovers(&lab.0).is_empty(), "{:?}", leftovers(&lab.0));
+    ensure!(
+        value(&shell_reads(&file)?, "NL_DIR")? == other.0.dir().display().to_string(),
+        "the other lab's description went"
+    );
+    other
+        .run(&["status"])?
+        .expect_success("the other lab after that")?;
+    other.run(&["down"])?.expect_success("down")?;
+    ensure!(!file.exists(), "the file that described it is still there");
+    ensure!(leftovers(&other.0).is_empty(), "{:?}", leftovers(&other.0));
     Ok(())
 }
 
