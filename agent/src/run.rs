@@ -1,5 +1,6 @@
 //! `run`: the daemon.
 
+use std::future::Future;
 use std::time::Duration;
 
 use nightlatch_core::host::HostRules;
@@ -7,6 +8,7 @@ use nightlatch_core::signing::SigningKey;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, NoClock, SystemClock};
 use crate::config::AgentConfig;
@@ -14,11 +16,11 @@ use crate::enforcer::{Enforcer, Gate, Notices, Sound, Start};
 use crate::firewall::{Firewall, FirewallError};
 use crate::identity::{Enrollment, Identity, NoIdentity};
 use crate::outbox::{Outbox, Signer};
-use crate::server_link::ServerLink;
+use crate::server_link::{FromServer, ServerLink};
 use crate::server_tls::{self, KnownTime, Pin};
 use crate::startup::{self, Recalled};
 use crate::state::{StateDir, StateError, StateLock};
-use crate::writer::{Sink, Writer};
+use crate::writer::{Disk, Sink, Writer};
 
 const QUEUE: usize = 64;
 
@@ -89,19 +91,36 @@ pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted
         known,
         enforcer: to_enforcer,
     };
-    let mut link = tokio::spawn(link.run());
-    let mut has_link = true;
-    let end = async {
+    let link = tokio::spawn(link.run());
+    let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+        }
+    };
+    let held = hold(enforcer, from_server, Watchdog::new(), link, stop).await;
+    notify(&[NotifyState::Stopping]);
+    tracing::info!("ends; the table stays and the kernel ends the openings");
+    held
+}
+
+/// Until `stop`, or until the link is gone, which would leave the host deaf for good.
+async fn hold<G: Gate, D: Disk, C: Clock>(
+    enforcer: Enforcer<G, D, C>,
+    from_server: mpsc::Receiver<FromServer>,
+    notices: impl Notices,
+    mut link: JoinHandle<()>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), NotStarted> {
+    let mut has_link = true;
+    let end = async {
+        tokio::select! {
+            () = stop => {}
             _ = &mut link => has_link = false,
         }
     };
-    enforcer.run(from_server, Watchdog::new(), end).await;
+    enforcer.run(from_server, notices, end).await;
     link.abort();
-    notify(&[NotifyState::Stopping]);
-    tracing::info!("ends; the table stays and the kernel ends the openings");
     if has_link {
         Ok(())
     } else {
@@ -235,5 +254,46 @@ mod tests {
         };
         assert!(matches!(recall(true).err(), Some(NotStarted::Firewall(_))));
         assert_eq!(recall(false).unwrap().guarded_meanwhile.len(), 1);
+    }
+
+    struct Nobody;
+
+    impl Notices for Nobody {
+        fn alive(&self) {}
+        fn in_force(&self) {}
+    }
+
+    #[tokio::test]
+    async fn an_agent_whose_link_is_gone_ends_with_an_error_and_else_only_when_told() {
+        let held = async |link: JoinHandle<()>, is_told: bool| {
+            let folder = tempfile::tempdir().unwrap();
+            let state = StateDir::new(folder.path().to_owned());
+            let start = recall(
+                HostRules::default(),
+                &state,
+                state.lock().unwrap(),
+                &enrollment(),
+                SigningKey::from_seed(&[3; 32]),
+                FakeClock::new("2026-11-22T12:00:00Z".parse().unwrap()),
+                FakeTable::guarding(&[22]),
+            );
+            let stop = async {
+                if !is_told {
+                    std::future::pending().await
+                }
+            };
+            // The other end stays open: a link that is gone must not have to be missed by its silence.
+            let (_to_enforcer, from_server) = mpsc::channel(1);
+            let held = hold(Enforcer::start(start.unwrap()), from_server, Nobody, link, stop);
+            tokio::time::timeout(Duration::from_secs(30), held).await
+        };
+        for link in [
+            tokio::spawn(async {}),
+            tokio::spawn(async { panic!("the link fell over") }),
+        ] {
+            assert!(matches!(held(link, false).await, Ok(Err(NotStarted::LinkEnded))));
+        }
+        let link = tokio::spawn(std::future::pending());
+        assert!(matches!(held(link, true).await, Ok(Ok(()))));
     }
 }

@@ -37,6 +37,8 @@ const BUSY_PAUSE: Duration = Duration::from_millis(1);
 pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
+    #[cfg(test)]
+    pub(crate) answers_no_question: bool,
 }
 
 impl Netlink {
@@ -61,7 +63,12 @@ impl Netlink {
                     .or_else(|_| setsockopt(&socket.as_fd(), sockopt::RcvBuf, &RECEIVE_BUFFER))
             });
         options.map_err(|errno| FirewallError::Socket(errno.into()))?;
-        let mut netlink = Self { socket, sequence: 0 };
+        let mut netlink = Self {
+            socket,
+            sequence: 0,
+            #[cfg(test)]
+            answers_no_question: false,
+        };
         netlink.probe()?;
         Ok(netlink)
     }
@@ -178,6 +185,10 @@ impl Netlink {
         request: NfTablesMessage,
         flags: u16,
     ) -> Result<Listing, FirewallError> {
+        #[cfg(test)]
+        if self.answers_no_question {
+            return Err(FirewallError::NoAnswer);
+        }
         let sequence = self.sequence;
         self.sequence = sequence.wrapping_add(1);
         let mut bytes = Vec::new();

@@ -246,3 +246,40 @@ async fn each_role_gets_past_the_door_for_its_own_methods_only() {
         assert_eq!(found, expected, "{role}");
     }
 }
+
+#[tokio::test]
+async fn stopping_does_not_wait_for_streams_that_others_hold_open() {
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_reflection::pb::v1 as reflection;
+    let mut world = World::begin().await;
+    let channel = world.channel_to_people(None).await;
+    let mut health = HealthClient::new(channel)
+        .watch(tonic_health::pb::HealthCheckRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(health.message().await.unwrap().unwrap().status, 1);
+    world.stop().await;
+    // Told, not cut off.
+    assert_eq!(health.message().await.unwrap(), None);
+
+    world.start().await;
+    let channel = world.channel_to_people(None).await;
+    let (questions, requests) = tokio::sync::mpsc::channel(1);
+    let mut answers = reflection::server_reflection_client::ServerReflectionClient::new(channel)
+        .server_reflection_info(tokio_stream::wrappers::ReceiverStream::new(requests))
+        .await
+        .unwrap()
+        .into_inner();
+    let ask = || reflection::ServerReflectionRequest {
+        message_request: Some(
+            reflection::server_reflection_request::MessageRequest::ListServices(String::new()),
+        ),
+        ..Default::default()
+    };
+    questions.send(ask()).await.unwrap();
+    assert!(answers.message().await.unwrap().is_some());
+    world.stop().await;
+    // The state is free for the next server.
+    world.start().await;
+}

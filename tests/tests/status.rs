@@ -1,0 +1,94 @@
+//! `nightlatch-agent status` tells what is so in the kernel, not what should be.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nightlatch_tests::lab::{Lab, Stage};
+use nightlatch_tests::scratch::in_a_lab;
+use nightlatch_tests::wait::{self, Outcome};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+fn status_says_when_others_changed_the_table() -> Result<()> {
+    in_a_lab(1, Stage::Guarded, |lab| {
+        lab.client().open("web-1", &["--port", "22", "--for", "1h"])?;
+        expect(lab, "in_place", 0)?;
+        // Alive it would mend the table while we look.
+        lab.machine(1).end_agent(Signal::SIGKILL)?;
+        expect(lab, "in_place", 0).context("with the agent dead")?;
+        for (change, table) in [
+            ("flush table inet nightlatch", "differs"),
+            ("delete table inet nightlatch", "missing"),
+            ("flush ruleset", "missing"),
+            ("add rule inet nightlatch prerouting accept", "differs"),
+            ("add table inet nightlatch { flags dormant; }", "differs"),
+            ("flush set inet nightlatch open4_32", "differs"),
+            ("flush set inet nightlatch guarded", "differs"),
+            (
+                "add element inet nightlatch open4_32 { 203.0.113.9 . tcp . 22 }",
+                "differs",
+            ),
+            ("add element inet nightlatch guarded { udp . 53 }", "differs"),
+        ] {
+            repair(lab).with_context(|| format!("before `{change}`"))?;
+            lab.machine(1).run("nft", &[change])?.expect_success(change)?;
+            expect(lab, table, 1).with_context(|| format!("after `{change}`"))?;
+        }
+        repair(lab)
+    })
+}
+
+#[test]
+fn the_running_agent_repairs_the_table_and_reports_it() -> Result<()> {
+    in_a_lab(1, Stage::Guarded, |lab| {
+        lab.machine(1)
+            .run("nft", &["flush", "ruleset"])?
+            .expect_success("nft")?;
+        wait::until_true("the table was not made anew", PATIENCE, || {
+            Ok(lab.machine(1).run_agent(&["status"])?.succeeded())
+        })?;
+        wait::until_true("no event tells of it", PATIENCE, || {
+            let events = lab.client().events()?;
+            Ok(events
+                .iter()
+                .any(|event| event["kind"] == "machine.reported" && event["reason"] == "TABLE_REPAIRED"))
+        })
+    })
+}
+
+/// What `status` says of the table, in both its forms.
+fn expect(lab: &Lab, table: &str, code: i32) -> Result<()> {
+    let outcome = status(lab, &["--output", "json"])?;
+    let status_json: Value =
+        serde_json::from_str(&outcome.stdout).with_context(|| format!("not JSON: {outcome}"))?;
+    ensure!(
+        status_json["table"] == table && outcome.code == Some(code),
+        "{outcome}"
+    );
+    let words = match table {
+        "in_place" => "in place",
+        "missing" => "MISSING: guarded ports are open",
+        _ => "DIFFERS from what should hold",
+    };
+    let outcome = status(lab, &[])?;
+    ensure!(
+        outcome.stdout.contains(words) && outcome.code == Some(code),
+        "{outcome}"
+    );
+    Ok(())
+}
+
+fn status(lab: &Lab, arguments: &[&str]) -> Result<Outcome> {
+    lab.machine(1).run_agent(&[&["status"], arguments].concat())
+}
+
+/// What a boot does; it takes the ledger's word for what holds.
+fn repair(lab: &Lab) -> Result<()> {
+    lab.machine(1)
+        .run_agent(&["lockdown"])?
+        .expect_success("nightlatch-agent lockdown")?;
+    expect(lab, "in_place", 0)
+}
