@@ -63,7 +63,7 @@ impl From<LogLevel> for tracing::Level {
 /// Why the host's file can't be followed. Nothing of it is taken then.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidConfig {
-    #[error("cannot read {}: create it or name another with --config", path.display())]
+    #[error("cannot read {}: see that it is a text in UTF-8 that you may read, or name another with --config", path.display())]
     Unreadable {
         path: PathBuf,
         #[source]
@@ -103,16 +103,22 @@ impl AgentConfig {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, InvalidConfig> {
-        let raw: RawConfig = toml::from_str(text).map_err(|error| {
+        let not_toml = |key: Option<String>, error: &toml::de::Error| {
             let before = error
                 .span()
                 .and_then(|span| text.get(..span.start))
                 .unwrap_or_default();
+            let key = key.map(|key| format!("`{key}`: ")).unwrap_or_default();
             InvalidConfig::NotToml {
                 path: path.to_owned(),
                 line: before.matches('\n').count().saturating_add(1),
-                why: error.message().trim().replace('\n', ", "),
+                why: format!("{key}{}", error.message().trim().replace('\n', ", ")),
             }
+        };
+        let document = toml::Deserializer::parse(text).map_err(|error| not_toml(None, &error))?;
+        let raw: RawConfig = serde_path_to_error::deserialize(document).map_err(|error| {
+            let is_within = error.path().iter().next().is_some();
+            not_toml(is_within.then(|| error.path().to_string()), error.inner())
         })?;
         raw.validate()
             .map_err(|InvalidKey { key, why }| InvalidConfig::Key {
@@ -421,9 +427,27 @@ mod tests {
         for (text, says) in [
             (
                 "guarded = []\nguard = []",
-                "agent.toml line 2: unknown field `guard`",
+                "agent.toml line 2: `guard`: unknown field",
             ),
             ("guarded = [", "agent.toml line 1: "),
+            ("guarded = 22", "line 1: `guarded`: invalid type: integer `22`"),
+            ("\ntrusted_sources = [1]", "line 2: `trusted_sources[0]`"),
+            ("unguarded_interfaces = \"wg0\"", "`unguarded_interfaces`"),
+            ("server_may = true", "`server_may`"),
+            ("udp_grace = 3600", "`udp_grace`"),
+            ("log = 7", "`log`"),
+            ("ceiling = \"none\"", "`ceiling`"),
+            ("[ceiling]\nports = 22", "line 2: `ceiling.ports`"),
+            ("[ceiling]\nports = []\nlongest = 3", "line 3: `ceiling.longest`"),
+            ("[ceiling]\nports = []\nmax_ahead = []", "`ceiling.max_ahead`"),
+            (
+                "[ceiling]\nports = []\nwidest_ipv4 = \"24\"",
+                "`ceiling.widest_ipv4`",
+            ),
+            (
+                "[ceiling]\nports = []\nwidest_ipv6 = 1.5",
+                "`ceiling.widest_ipv6`",
+            ),
             ("guarded = [true]", "`guarded[0]` is neither a number nor a text"),
             (
                 "guarded = [22, 70000]",

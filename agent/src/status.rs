@@ -309,12 +309,12 @@ pub fn write_status(text: &mut impl Write, status: &Status, wanted: &Ruleset) ->
     match status.known_time {
         Some(time) => writeln!(
             text,
-            "time        {time} as heard from the server, wall clock {}",
+            "time        {time:.0} as heard from the server, wall clock {:.0}",
             status.wall_time
         )?,
         None => writeln!(
             text,
-            "time        wall clock {}; the server was never heard",
+            "time        wall clock {:.0}; the server was never heard",
             status.wall_time
         )?,
     }
@@ -354,8 +354,8 @@ fn write_grants(text: &mut impl Write, grants: &[GrantStatus]) -> std::fmt::Resu
             |seconds| format!("kernel: {seconds:.0} s left"),
         );
         let state = match grant.state {
-            GrantState::Open => format!("open until {} ({kernel})", grant.end_time),
-            GrantState::Ahead => format!("from {} until {}", grant.start_time, grant.end_time),
+            GrantState::Open => format!("open until {:.0} ({kernel})", grant.end_time),
+            GrantState::Ahead => format!("from {:.0} until {:.0}", grant.start_time, grant.end_time),
         };
         let (id, subject, sources) = (&grant.id, &grant.subject, join(&grant.sources));
         writeln!(

@@ -30,7 +30,7 @@ pub struct Verdict {
 /// The file holds nothing to judge.
 #[derive(Debug, thiserror::Error)]
 pub enum NoGrant {
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read {}: name a file with what `nightlatch grant show ID --envelope` prints", path.display())]
     Unreadable {
         path: PathBuf,
         #[source]
@@ -128,7 +128,7 @@ pub fn write_verdict(text: &mut impl Write, verdict: &Verdict) -> std::fmt::Resu
         let (id, subject, end) = (grant.id, &grant.subject, grant.not_after);
         writeln!(
             text,
-            "grant {id} lets {subject} from {sources} reach {ports} until {end}"
+            "grant {id} lets {subject} from {sources} reach {ports} until {end:.0}"
         )?;
     }
     let clock = if *time_source == "server" {
@@ -136,5 +136,5 @@ pub fn write_verdict(text: &mut impl Write, verdict: &Verdict) -> std::fmt::Resu
     } else {
         "by this host's wall clock"
     };
-    writeln!(text, "judged at {time}, {clock}")
+    writeln!(text, "judged at {time:.0}, {clock}")
 }

@@ -18,6 +18,7 @@ mod request;
 mod requests;
 mod settings;
 mod spinner;
+mod toml_file;
 mod when;
 
 use std::process::ExitCode;

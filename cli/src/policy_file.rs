@@ -11,6 +11,7 @@ use nightlatch_core::prefix::InvalidPrefix;
 use serde::Deserialize;
 
 use crate::record::RuleRecord;
+use crate::toml_file;
 use crate::when::{InvalidLength, parse_length};
 
 /// Far more than the 1,024 ports of a policy can take.
@@ -185,9 +186,9 @@ pub(crate) fn read(path: &Path) -> Result<Policy, InvalidPolicyFile> {
 }
 
 fn parse(text: &str, path: &Path) -> Result<Policy, InvalidPolicyFile> {
-    let raw: RawPolicy = toml::from_str(text).map_err(|error| InvalidPolicyFile::NotToml {
+    let raw: RawPolicy = toml_file::from_str(text).map_err(|reason| InvalidPolicyFile::NotToml {
         path: path.into(),
-        reason: located(text, &error),
+        reason,
     })?;
     let rules = raw.rules.iter().enumerate().map(|(position, raw)| {
         raw.rule().map_err(|reason| InvalidPolicyFile::Rule {
@@ -200,21 +201,6 @@ fn parse(text: &str, path: &Path) -> Result<Policy, InvalidPolicyFile> {
         path: path.into(),
         reason,
     })
-}
-
-/// The message on one line, with the line of the file.
-fn located(text: &str, error: &toml::de::Error) -> String {
-    let message = error
-        .message()
-        .lines()
-        .map(str::trim)
-        .collect::<Vec<_>>()
-        .join(" ");
-    let before = error.span().and_then(|span| text.get(..span.start));
-    before.map_or_else(
-        || message.clone(),
-        |before| format!("line {}: {message}", before.matches('\n').count() + 1),
-    )
 }
 
 pub(crate) fn to_toml(rules: &[RuleRecord]) -> String {
@@ -308,7 +294,8 @@ mod tests {
         for (text, says) in [
             ("", "missing field `rules`"),
             ("rules = []", "at least one rule"),
-            ("[[rules]]\nport = 22", "line 2"),
+            ("[[rules]]\nport = 22", "line 2: `rules[0].port`"),
+            ("rules = 5", "line 1: `rules`"),
             (
                 "[[rules]]\nport = \"22/tcp\"\nform = \"*\"",
                 "unknown field `form`",

@@ -11,6 +11,8 @@ use std::str::FromStr;
 use clap::Args;
 use serde::Deserialize;
 
+use crate::toml_file;
+
 const SYSTEM_FILE: &str = "/etc/nightlatch/cli.toml";
 
 /// What every command takes to find the server.
@@ -136,9 +138,9 @@ impl File {
                 });
             }
         };
-        let file: Self = toml::from_str(&text).map_err(|error| InvalidSettings::NotSettings {
+        let file: Self = toml_file::from_str(&text).map_err(|reason| InvalidSettings::NotSettings {
             path: path.into(),
-            reason: one_line(error.message()),
+            reason,
         })?;
         let beside = |given: PathBuf| in_place(path, given, env::home_dir());
         Ok(Self {
@@ -157,10 +159,6 @@ fn in_place(file: &Path, given: PathBuf, home: Option<PathBuf>) -> PathBuf {
         (_, _, Some(folder)) => folder.join(given),
         _ => given,
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 /// A host and a port.
@@ -253,7 +251,7 @@ pub(crate) enum InvalidSettings {
         example: &'static str,
         file: PathBuf,
     },
-    #[error("`{0}` is not a server: write https://HOST:7443 or HOST[:7443]")]
+    #[error("server: `{0}` is not a server: write https://HOST:7443 or HOST[:7443]")]
     NotAServer(String),
     #[error("{what} cannot be read from {}: {error}", path.display())]
     Unreadable {
@@ -289,7 +287,9 @@ impl InvalidSettings {
                 ))
             }
             Self::NotAServer(_) => None,
-            Self::Unreadable { .. } => Some("check the path and who may read it".to_string()),
+            Self::Unreadable { .. } => {
+                Some("check the path, who may read it, and that it is text in UTF-8".to_string())
+            }
             Self::NotSettings { .. } => Some("it may set server, ca, cert and key, nothing else".to_string()),
             Self::NotPem { .. } => Some(
                 "ca.pem comes with the server, your certificate and key from `nightlatch-server user issue`"
@@ -369,7 +369,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("config.toml is not a settings file: unknown field `sever`"),
+            error.contains("config.toml is not a settings file: line 1: `sever`: unknown field"),
             "{error}"
         );
     }

@@ -108,9 +108,9 @@ pub enum GrantRejected {
     Envelope(#[from] EnvelopeRejected),
     #[error("the grant is for the machine {0}, not for this one")]
     OtherMachine(MachineId),
-    #[error("the grant ended at {0}")]
+    #[error("the grant ended at {0:.0}")]
     Expired(Timestamp),
-    #[error("the grant starts at {not_before}, more than the host's ceiling allows ahead (max_ahead)")]
+    #[error("the grant starts at {not_before:.0}, more than the host's ceiling allows ahead (max_ahead)")]
     NotYetValid { not_before: Timestamp },
     #[error("the host's file has no [ceiling], so the host takes no grant")]
     NoCeiling,

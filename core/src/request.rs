@@ -150,7 +150,7 @@ pub enum DenialReason {
     },
     #[error("a request lasts at least one second")]
     TooShort,
-    #[error("the end {0} has passed")]
+    #[error("the end {0:.0} has passed: ask until a later moment")]
     EndPassed(Timestamp),
     #[error(transparent)]
     BeyondCeiling(#[from] CeilingExceeded),

@@ -75,9 +75,14 @@ impl From<Timestamp> for DateTime<Utc> {
     }
 }
 
+/// `{:.0}` leaves out what is finer than a second, for people.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+        let detail = match f.precision() {
+            Some(0) => SecondsFormat::Secs,
+            _ => SecondsFormat::AutoSi,
+        };
+        f.write_str(&self.0.to_rfc3339_opts(detail, true))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The configuration file.
 
+use std::fs::File;
+use std::io::Read;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -8,6 +10,8 @@ use tracing::Level;
 
 /// Where the file is if no other is named.
 pub const DEFAULT_FILE: &str = "/etc/nightlatch/server.toml";
+
+const LONGEST_FILE: usize = 1024 * 1024;
 
 /// What the server is told by its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +27,7 @@ pub struct ServerConfig {
 /// Why the configuration can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("the configuration file {} can't be read", path.display())]
+    #[error("the configuration file {} can't be read: see that it is a text in UTF-8 that you may read, or name another with --config", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("the configuration file {} is not valid: {}", path.display(), reason.trim_end())]
     Invalid { path: PathBuf, reason: String },
@@ -57,8 +61,14 @@ impl ServerConfig {
     /// A named file that is missing, an unknown key, a value that can't be meant.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let path = file.unwrap_or_else(|| Path::new(DEFAULT_FILE));
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
+        let text = match read_file(path) {
+            Ok(text) if text.len() <= LONGEST_FILE => text,
+            Ok(_) => {
+                return Err(ConfigError::Invalid {
+                    path: path.to_owned(),
+                    reason: format!("it is longer than {LONGEST_FILE} bytes: shorten it"),
+                });
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {
                 return Ok(Self::default());
             }
@@ -81,7 +91,7 @@ impl ServerConfig {
             listen,
             listen_agents,
             log,
-        } = toml::from_str(text).map_err(|error| error.to_string())?;
+        } = read(text)?;
         let default = Self::default();
         let config = Self {
             state: state.unwrap_or(default.state),
@@ -96,7 +106,7 @@ impl ServerConfig {
         };
         if !config.state.is_absolute() {
             return Err(format!(
-                "`state`: `{}` is not an absolute path",
+                "`state`: `{}` is not an absolute path: write one that begins with /",
                 config.state.display()
             ));
         }
@@ -108,6 +118,29 @@ impl ServerConfig {
         }
         Ok(config)
     }
+}
+
+fn read_file(path: &Path) -> std::io::Result<String> {
+    // One more than is taken, so that a longer one shows.
+    let most = u64::try_from(LONGEST_FILE).unwrap_or(u64::MAX).saturating_add(1);
+    let mut text = String::new();
+    File::open(path)?.take(most).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn read(text: &str) -> Result<RawConfig, String> {
+    let not_toml = |key: Option<String>, error: &toml::de::Error| {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let line = before.unwrap_or_default().matches('\n').count() + 1;
+        let key = key.map(|key| format!("`{key}`: ")).unwrap_or_default();
+        let why = error.message().trim().replace('\n', ", ");
+        format!("line {line}: {key}{why}: correct that line")
+    };
+    let document = toml::Deserializer::parse(text).map_err(|error| not_toml(None, &error))?;
+    serde_path_to_error::deserialize(document).map_err(|error| {
+        let is_within = error.path().iter().next().is_some();
+        not_toml(is_within.then(|| error.path().to_string()), error.inner())
+    })
 }
 
 fn address(key: &str, text: Option<String>, default: SocketAddr) -> Result<SocketAddr, String> {
@@ -135,7 +168,12 @@ mod tests {
     fn what_cannot_be_meant_is_refused_by_its_key() {
         for (text, says) in [
             ("listen = 'here'", "`listen`"),
-            ("listen_agents = 7444", "listen_agents"),
+            (
+                "\nlisten_agents = 7444",
+                "line 2: `listen_agents`: invalid type: integer `7444`, expected a string",
+            ),
+            ("log = ['info']", "`log`"),
+            ("state = true", "`state`"),
             ("log = 'loud'", "`log`"),
             ("state = 'here'", "`state`"),
             ("listn = ''", "listn"),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,9 @@ use crate::store::users::User;
 use crate::store::{Store, StoreError, events, installation, users};
 use crate::{audit, id};
 
+/// An agent that joins takes no more addresses.
+const MOST_NAMES: usize = 16;
+
 /// Why nothing was made.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
@@ -32,6 +36,14 @@ pub enum InitError {
     NotEmpty(PathBuf),
     #[error("{} has no parent directory that it could be made in", .0.display())]
     NoParent(PathBuf),
+    #[error(
+        "--name: {0} names are given, at most {MOST_NAMES} are taken: name those that hosts and people use"
+    )]
+    TooManyNames(usize),
+    #[error(
+        "--name: `{0}` is neither an address nor a host name, which does not end in a number: write 192.0.2.1 or control.example.org"
+    )]
+    NotAHost(String),
     #[error("{} can't be written", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error(transparent)]
@@ -49,6 +61,7 @@ pub enum InitError {
 /// # Errors
 /// A directory that isn't empty, names that a certificate can't hold, a disk that refuses.
 pub async fn init(directory: &Path, host_names: &[String], now: Timestamp) -> Result<(), InitError> {
+    check_names(host_names)?;
     let owner = check_free(directory)?;
     let no_parent = || InitError::NoParent(directory.to_owned());
     let (parent, name) = directory
@@ -85,6 +98,20 @@ pub async fn init(directory: &Path, host_names: &[String], now: Timestamp) -> Re
 }
 
 /// The owner of the empty directory that is there already.
+fn check_names(names: &[String]) -> Result<(), InitError> {
+    if names.len() > MOST_NAMES {
+        return Err(InitError::TooManyNames(names.len()));
+    }
+    let is_host = |name: &str| {
+        let last = name.rsplit('.').next().unwrap_or_default();
+        name.parse::<IpAddr>().is_ok() || !last.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    match names.iter().find(|name| !is_host(name)) {
+        Some(name) => Err(InitError::NotAHost(name.clone())),
+        None => Ok(()),
+    }
+}
+
 fn check_free(directory: &Path) -> Result<Option<(Uid, Gid)>, InitError> {
     let failed = |source| InitError::Write {
         path: directory.to_owned(),

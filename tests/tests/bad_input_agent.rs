@@ -75,7 +75,8 @@ fn the_agent_says_what_is_wrong() -> Result<()> {
 fn check_agent_files(lab: &Lab) -> Result<()> {
     let machine = lab.machine(1);
     for (text, words) in [
-        ("guarded = 22", "line 1"),
+        ("guarded = 22", "line 1: `guarded`"),
+        ("\n[ceiling]\nports = 22", "line 3: `ceiling.ports`"),
         ("guarded = [0]", "1 to 65535"),
         ("server_may = [\"observe\"]", "server_may"),
         ("trusted_sources = [\"192.0.2.7/24\"]", "192.0.2.0/24"),
@@ -95,6 +96,9 @@ fn check_agent_files(lab: &Lab) -> Result<()> {
             )?;
         }
     }
+    fs::write(machine.config(), b"\xff")?;
+    let binary = machine.run_agent(&["run"])?;
+    check("agent.toml is no text", &binary, FAILED, &["agent.toml", "UTF-8"])?;
     fs::remove_file(machine.config())?;
     check(
         "no agent.toml",

@@ -27,6 +27,11 @@ fn the_server_says_what_is_wrong() -> Result<()> {
             (&["init", "--name", "control"], FAILED, &["state"]),
             (&["init", "--name", "not a name"], USAGE, &["not a name"]),
             (
+                &["init", "--name", "192.0.2.300"],
+                FAILED,
+                &["--name", "192.0.2.300"],
+            ),
+            (
                 &["token", "create", "--machine", "a_b"],
                 USAGE,
                 &["not a machine name"],
@@ -64,7 +69,10 @@ fn the_server_says_what_is_wrong() -> Result<()> {
 
         control.end(Signal::SIGTERM)?;
         for (text, words) in [
-            ("listen = 7443", "listen"),
+            ("listen = 7443", "line 1: `listen`"),
+            ("\nlog = []", "line 2: `log`"),
+            ("state = 1", "`state`"),
+            ("listen_agents = { port = 7444 }", "`listen_agents`"),
             ("listen = \"7443\"", "listen"),
             (
                 "listen = \"[::]:7443\"\nlisten_agents = \"[::]:7443\"",
@@ -79,6 +87,16 @@ fn the_server_says_what_is_wrong() -> Result<()> {
             fs::write(&file, text)?;
             let outcome = server(lab, &file, &control.state(), &["run", "--check-config"])?;
             check(text, &outcome, FAILED, &["server-bad.toml", words])?;
+        }
+        let binary = lab.dir().join("server-bad.toml");
+        fs::write(&binary, b"\xff")?;
+        for (file, word) in [
+            (binary.as_path(), "UTF-8"),
+            (&lab.dir(), "directory"),
+            (Path::new("/dev/zero"), "longer than 1048576 bytes"),
+        ] {
+            let outcome = server(lab, file, &control.state(), &["run", "--check-config"])?;
+            check("no text", &outcome, FAILED, &[&file.display().to_string(), word])?;
         }
         let absent = lab.dir().join("absent");
         let outcome = server(lab, &absent, &control.state(), &["run", "--check-config"])?;

@@ -15,6 +15,12 @@ async fn init_overwrites_nothing_and_a_failed_one_leaves_nothing() {
     let now = HandClock::default().now();
     let bad = init(&state, &["not a host".to_owned()], now).await;
     assert!(matches!(bad, Err(InitError::Certificate(_))));
+    // An agent takes no more addresses, and resolves no such name.
+    let many: Vec<String> = (0..17).map(|number| format!("control-{number}")).collect();
+    let many = init(&state, &many, now).await.unwrap_err().to_string();
+    assert!(many.contains("17 names are given, at most 16"), "{many}");
+    let mistyped = init(&state, &["192.0.2.300".to_owned()], now).await;
+    assert!(matches!(mistyped, Err(InitError::NotAHost(_))));
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 
     std::fs::create_dir(&state).unwrap();

@@ -6,6 +6,7 @@
 )]
 
 mod access;
+mod bad_calls;
 mod ending;
 mod enrolment;
 mod host;
