@@ -371,6 +371,13 @@ impl Ledger {
             .is_some_and(|accepted| accepted.opened && !accepted.closed)
     }
 
+    /// Whether a grant in the ledger has come to its own end, and has not been reported as closed.
+    pub fn has_ended(&self, id: GrantId, now: BootTime) -> bool {
+        self.entries
+            .accepted(id)
+            .is_some_and(|accepted| accepted.end <= now && !accepted.closed)
+    }
+
     /// The server was heard after a reboot: what it says of the time takes the wall clock's place. Ends that
     /// were fixed before only get shorter. Gives a record if anything changed.
     pub fn settle(&mut self, clock: &HostClock, now: BootTime) -> Option<Record> {

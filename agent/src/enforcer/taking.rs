@@ -47,13 +47,19 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             return;
         }
         let unreported = self.ledger.unreported(now);
-        let mut opened = gone.clone();
-        opened.retain(|id| self.ledger.was_opened(*id) || unreported.opened.contains(id));
+        let mut told = Vec::new();
+        for id in &gone {
+            if self.ledger.has_ended(*id, now) {
+                told.push((*id, Closing::Expired.code()));
+            } else if self.ledger.was_opened(*id) || unreported.opened.contains(id) {
+                told.push((*id, Closing::Removed.code()));
+            }
+        }
         let weight = gone.len();
         let record = self.ledger.remove_all(gone, now);
         let number = self.ledger.number();
-        let opened = opened.into_iter().map(|id| (id, Closing::Removed.code(), number));
-        self.closed.extend(opened);
+        self.closed
+            .extend(told.into_iter().map(|(id, why)| (id, why, number)));
         self.enforce();
         self.record(record, weight, true);
     }

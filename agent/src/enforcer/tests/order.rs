@@ -74,6 +74,24 @@ fn a_grant_ends_on_time_with_the_server_gone_and_the_receipt_follows() {
 }
 
 #[test]
+fn what_had_ended_is_called_expired_although_the_server_takes_it_away_first() {
+    let mut world = World::connected();
+    world.assign(&[grant(1, ALICE, 60), grant(2, "192.0.2.8", 600)]);
+    world.answers();
+    world.hear(FromServer::Disconnected);
+    world.clock.advance(Duration::from_secs(60));
+    world.connect();
+    world.assign(&[]);
+    world.tell_time();
+    let told = world.answers().0;
+    assert_eq!(
+        told[2..],
+        [closed("EXPIRED"), closed("REMOVED")],
+        "after the openings"
+    );
+}
+
+#[test]
 fn no_grant_is_taken_before_the_server_told_the_time_on_this_stream() {
     let mut world = World::new();
     world.connect();
