@@ -39,7 +39,7 @@ impl Inspection {
             rules,
             enrollment: None,
             ledger: None,
-            time: HostClock::new(boot.id, None),
+            time: HostClock::new(boot.id, boot.now, None),
             boot,
             was_heard: false,
             problems: Vec::new(),
@@ -78,7 +78,7 @@ impl Inspection {
                 .map(|left_out| format!("in the ledger: {left_out}"));
             self.problems.extend(left_out);
             self.was_heard = replayed.mark.is_some_and(|mark| mark.boot_id == self.boot.id);
-            self.time = HostClock::new(self.boot.id, replayed.mark);
+            self.time = HostClock::new(self.boot.id, self.boot.now, replayed.mark);
             self.ledger = Some(replayed.ledger);
         }
         self.enrollment = Some(enrollment);

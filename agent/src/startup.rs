@@ -91,7 +91,7 @@ pub fn recall(state: &StateDir, enrollment: &Enrollment, rules: &HostRules, boot
         };
     }
     ledger.recorded(ledger.number());
-    let time = HostClock::new(boot.id, mark);
+    let time = HostClock::new(boot.id, boot.now, mark);
     // Nothing was assigned yet, or nothing since a loss.
     let is_bare = ledger.generation() == Generation::default();
     if is_bare {
@@ -137,7 +137,7 @@ pub(crate) fn bare(enrollment: &Enrollment, found: Records, boot: Boot) -> (Ledg
     let mut ledger = replayed.ledger.without_grants();
     ledger.also_guard(found.guarded);
     ledger.skip_to(found.number);
-    (ledger, HostClock::new(boot.id, replayed.mark))
+    (ledger, HostClock::new(boot.id, boot.now, replayed.mark))
 }
 
 /// The ports that the table in the kernel guards. After a loss they stay guarded until the policy is known.

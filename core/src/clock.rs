@@ -18,6 +18,27 @@ pub struct Mark {
     pub time: Timestamp,
 }
 
+impl Mark {
+    /// The same in another boot, whose clock began at zero or ran on: a container has that of its machine. It says
+    /// no more than what has passed for sure.
+    #[must_use]
+    pub fn in_boot(self, boot_id: BootId, now: BootTime) -> Self {
+        if self.boot_id == boot_id {
+            return self;
+        }
+        let passed = if now < self.at {
+            now.since_boot()
+        } else {
+            now.since(self.at)
+        };
+        Self {
+            boot_id,
+            at: now,
+            time: self.time.checked_add(passed).unwrap_or(self.time),
+        }
+    }
+}
+
 /// The server's answer to "what time is it?".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Answer {
@@ -61,21 +82,10 @@ impl HostClock {
     const DRIFT: u32 = 10_000;
 
     /// `mark` is the last one on disk. From an earlier boot it still says that time was no less at this start.
-    pub fn new(boot_id: BootId, mark: Option<Mark>) -> Self {
-        let mark = mark.map(|mark| {
-            if mark.boot_id == boot_id {
-                mark
-            } else {
-                Mark {
-                    boot_id,
-                    at: BootTime::default(),
-                    time: mark.time,
-                }
-            }
-        });
+    pub fn new(boot_id: BootId, now: BootTime, mark: Option<Mark>) -> Self {
         Self {
             boot_id,
-            mark,
+            mark: mark.map(|mark| mark.in_boot(boot_id, now)),
             answer: None,
         }
     }
@@ -179,7 +189,7 @@ mod tests {
 
     #[test]
     fn true_time_lies_between_the_answer_and_its_question() {
-        let mut clock = HostClock::new(FIRST, None);
+        let mut clock = HostClock::new(FIRST, boot(0), None);
         assert_eq!(clock.latest(boot(10)), None);
         let noon = at("2026-11-22T12:00:00Z");
         clock.hear(noon, boot(10), boot(12), noon).unwrap();
@@ -191,7 +201,7 @@ mod tests {
     fn an_answer_gives_way_to_a_slower_one_as_it_ages() {
         let millis = |millis| BootTime::new(Duration::from_millis(millis));
         let noon = at("2026-11-22T12:00:00Z");
-        let mut clock = HostClock::new(FIRST, None);
+        let mut clock = HostClock::new(FIRST, boot(0), None);
         clock.hear(noon, millis(1_000), millis(1_001), noon).unwrap();
         let half_a_minute_later = at("2026-11-22T12:00:30Z");
         // Three milliseconds is what clocks may drift apart in half a minute.
@@ -211,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_server_that_turns_its_clock_back_does_not_turn_back_the_host() {
-        let mut clock = HostClock::new(FIRST, None);
+        let mut clock = HostClock::new(FIRST, boot(0), None);
         let noon = at("2026-11-22T12:00:00Z");
         clock.hear(noon, boot(10), boot(10), noon).unwrap();
         clock
@@ -224,7 +234,7 @@ mod tests {
     fn a_leap_of_more_than_a_day_moves_the_mark_only_if_the_wall_clock_agrees_but_locks_nobody_out() {
         let noon = at("2026-11-22T12:00:00Z");
         let later = at("2027-11-22T12:00:00Z");
-        let mut clock = HostClock::new(FIRST, None);
+        let mut clock = HostClock::new(FIRST, boot(0), None);
         clock.hear(noon, boot(1), boot(1), noon).unwrap();
         assert!(clock.hear(later, boot(2), boot(2), noon).is_err());
         assert_eq!(clock.earliest(boot(2)), Some(at("2026-11-22T12:00:01Z")));
@@ -244,8 +254,11 @@ mod tests {
             at: boot(5000),
             time: at("2026-11-22T12:00:00Z"),
         };
-        let clock = HostClock::new(SECOND, Some(mark));
+        let clock = HostClock::new(SECOND, boot(20), Some(mark));
         assert_eq!(clock.earliest(boot(30)), Some(at("2026-11-22T12:00:30Z")));
         assert_eq!(clock.latest(boot(30)), None);
+        // The clock of a container goes on from one boot to the next.
+        let clock = HostClock::new(SECOND, boot(5020), Some(mark));
+        assert_eq!(clock.earliest(boot(5030)), Some(at("2026-11-22T12:00:30Z")));
     }
 }

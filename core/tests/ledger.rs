@@ -35,7 +35,7 @@ fn reboot(host: &mut Host, after: u64, wall: Timestamp) {
     );
     host.file.extend(replayed.carried);
     host.ledger = replayed.ledger;
-    host.clock = HostClock::new(SECOND_BOOT, replayed.mark);
+    host.clock = HostClock::new(SECOND_BOOT, boot(after), replayed.mark);
 }
 
 fn mark(host: &mut Host, second: u64) {
@@ -135,7 +135,7 @@ fn an_assignment_that_does_not_follow_is_refused() {
 #[test]
 fn no_grant_is_taken_before_the_server_s_time_is_known() {
     let mut host = Host::new();
-    host.clock = HostClock::new(FIRST_BOOT, None);
+    host.clock = HostClock::new(FIRST_BOOT, boot(0), None);
     let whole = host.whole(&[grant(1, &["22"], &[ALICE], 0, 100)]);
     assert_eq!(
         host.consider(&whole, 0).unwrap_err(),
@@ -148,7 +148,7 @@ fn redelivery_and_a_delayed_clock_never_lengthen_a_grant() {
     let mut host = Host::new();
     let issued = grant(1, &["22"], &[ALICE], 0, 100);
     // The answer took 30 s: true time may be 30 s later than it says.
-    host.clock = HostClock::new(FIRST_BOOT, None);
+    host.clock = HostClock::new(FIRST_BOOT, boot(0), None);
     host.clock.hear(at(0), boot(0), boot(30), at(0)).unwrap();
     let whole = host.whole(std::slice::from_ref(&issued));
     host.take(&whole, 30).unwrap();
@@ -303,6 +303,19 @@ fn a_wall_clock_that_ran_ahead_over_a_reboot_locks_out_only_until_the_server_is_
     host.clock.hear(at(80), boot(6), boot(6), at(1_000_000)).unwrap();
     let record = host.ledger.settle(&host.clock, boot(6));
     assert!(record.is_some());
+    assert!(host.allows(ALICE, "22/tcp", 25));
+    assert!(!host.allows(ALICE, "22/tcp", 26));
+}
+
+#[test]
+fn a_wall_clock_that_stood_still_over_a_reboot_lengthens_no_grant_once_the_server_is_heard() {
+    let mut host = Host::new();
+    let whole = host.whole(&[grant(1, &["22"], &[ALICE], 0, 100)]);
+    host.take(&whole, 0).unwrap();
+    reboot(&mut host, 5, "1970-01-01T00:00:05Z".parse().unwrap());
+    assert!(host.allows(ALICE, "22/tcp", 5));
+    host.clock.hear(at(80), boot(6), boot(6), at(80)).unwrap();
+    assert!(host.ledger.settle(&host.clock, boot(6)).is_some());
     assert!(host.allows(ALICE, "22/tcp", 25));
     assert!(!host.allows(ALICE, "22/tcp", 26));
 }

@@ -133,7 +133,7 @@ proptest! {
                     let records = host.file.clone();
                     let replayed = Ledger::replay(MACHINE, root().public(), records, Some(&ceiling()), here);
                     host.ledger = replayed.ledger;
-                    host.clock = HostClock::new(FIRST_BOOT, replayed.mark);
+                    host.clock = HostClock::new(FIRST_BOOT, boot(second), replayed.mark);
                     host.clock.hear(at(second), boot(second), boot(second), at(second)).unwrap();
                 }
             }
@@ -175,7 +175,7 @@ proptest! {
         let first = host.whole(&held.iter().map(issued).collect::<Vec<_>>());
         host.take(&first, 0).unwrap();
         if !knows_time {
-            host.clock = HostClock::new(FIRST_BOOT, None);
+            host.clock = HostClock::new(FIRST_BOOT, boot(0), None);
         }
         let beside = |steps: i64| Generation(first.generation.0.saturating_add_signed(steps));
         let left = held.difference(&removed).chain(&added).map(|id| issued(id).grant.id);

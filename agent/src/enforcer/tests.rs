@@ -240,7 +240,7 @@ impl World {
         let start = Start {
             rules: rules(),
             clock: clock.clone(),
-            time: HostClock::new(clock.boot_id, None),
+            time: HostClock::new(clock.boot_id, BootTime::default(), None),
             ledger: Ledger::new(MACHINE, root().public()),
             gate: FakeGate {
                 effects: effects.clone(),

@@ -286,7 +286,12 @@ impl Ledger {
         for id in ids {
             self.entries.change(*id, |accepted| {
                 let left = accepted.grant.grant().not_after.since(boot.wall);
-                accepted.wall_end = (boot.wall >= earliest).then(|| boot.now.plus(left));
+                // Also without a word of the wall clock, the server's will settle it.
+                accepted.wall_end = Some(if boot.wall >= earliest {
+                    boot.now.plus(left)
+                } else {
+                    accepted.end
+                });
             });
         }
     }
@@ -359,16 +364,9 @@ impl Ledger {
         });
         let ids = self.accepted().map(|(id, _)| id).collect();
         self.bound_by_wall(&ids, mark.time, boot);
-        let time = mark
-            .time
-            .max(mark.time.checked_add(boot.now.since_boot()).unwrap_or(mark.time));
         Record::Carried {
             number: self.next_number(),
-            mark: Mark {
-                boot_id: boot.id,
-                at: boot.now,
-                time,
-            },
+            mark: mark.in_boot(boot.id, boot.now),
             ends: self.ends(),
             settled: false,
         }

@@ -148,7 +148,7 @@ pub struct Host {
 impl Host {
     /// Joined, and heard the server at second 0 without any delay.
     pub fn new() -> Self {
-        let mut clock = HostClock::new(FIRST_BOOT, None);
+        let mut clock = HostClock::new(FIRST_BOOT, boot(0), None);
         clock.hear(at(0), boot(0), boot(0), at(0)).unwrap();
         let ledger = Ledger::new(MACHINE, root().public());
         Self {
