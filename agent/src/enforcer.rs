@@ -87,6 +87,29 @@ impl Gate for Firewall {
     }
 }
 
+/// The firewall as those need it who work beside the daemon.
+pub trait Table: Gate {
+    /// Makes the table if there is none, and says whether it did.
+    ///
+    /// # Errors
+    /// As [`Gate::apply`].
+    fn create(&mut self, wanted: &Ruleset, now: BootTime) -> Result<bool, FirewallError>;
+
+    /// # Errors
+    /// As [`Gate::apply`].
+    fn remove(&mut self) -> Result<(), FirewallError>;
+}
+
+impl Table for Firewall {
+    fn create(&mut self, wanted: &Ruleset, now: BootTime) -> Result<bool, FirewallError> {
+        Self::create(self, wanted, now)
+    }
+
+    fn remove(&mut self) -> Result<(), FirewallError> {
+        Self::remove(self)
+    }
+}
+
 /// What the enforcer starts with.
 pub struct Start<G, D, C> {
     pub rules: HostRules,

@@ -1,8 +1,8 @@
 //! Joining an installation: keys are made here and never leave, the token's certificate authority is pinned.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use nightlatch_core::time::Timestamp;
 use nightlatch_proto::error::Problem;
 use nightlatch_proto::pb;
 use nightlatch_proto::pb::enrollment_service_client::EnrollmentServiceClient;
+use nix::unistd::User;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -23,7 +24,7 @@ use crate::channel;
 use crate::identity::{CA, CERTIFICATE, ENROLLMENT, Enrollment, KEY, RECEIPT_KEY};
 use crate::ledger_file;
 use crate::server_tls::{self, NoConnection, Pin};
-use crate::state::{self, LEDGER, StateDir};
+use crate::state::{self, DEFAULT_FOLDER, LEDGER, StateDir, UNIT_USER};
 use crate::token::{MalformedToken, Token};
 
 const CALL_PATIENCE: Duration = Duration::from_secs(20);
@@ -253,37 +254,30 @@ impl Joined {
 struct Draft {
     folder: PathBuf,
     place: PathBuf,
-    /// Whose the state directory is already: the agent runs as this user, who ever enrols.
-    owner: Option<Owner>,
     done: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Owner {
-    user: u32,
-    group: u32,
+/// User and group that the state directory belongs to: the agent runs as this user, whoever enrols.
+fn owner_of(place: &Path) -> io::Result<Option<(u32, u32)>> {
+    match fs::metadata(place) {
+        Ok(found) => Ok(Some((found.uid(), found.gid()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(owner_by_default(place)),
+        Err(error) => Err(error),
+    }
 }
 
-impl Owner {
-    fn of(path: &Path) -> io::Result<Option<Self>> {
-        match fs::metadata(path) {
-            Ok(found) => Ok(Some(Self {
-                user: found.uid(),
-                group: found.gid(),
-            })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+fn owner_by_default(place: &Path) -> Option<(u32, u32)> {
+    if place != Path::new(DEFAULT_FOLDER) || !nix::unistd::geteuid().is_root() {
+        return None;
     }
-
-    fn take(self, file: &File) -> io::Result<()> {
-        let found = file.metadata()?;
-        if (found.uid(), found.gid()) == (self.user, self.group) {
-            return Ok(());
-        }
-        fchown(file, Some(self.user), Some(self.group))?;
-        file.sync_all()
+    let user = User::from_name(UNIT_USER).ok().flatten();
+    if user.is_none() {
+        tracing::warn!(
+            "there is no user {UNIT_USER}, so {DEFAULT_FOLDER} belongs to root: run the agent as root, or install \
+             the package and enrol anew"
+        );
     }
+    user.map(|user| (user.uid.as_raw(), user.gid.as_raw()))
 }
 
 impl Draft {
@@ -301,15 +295,14 @@ impl Draft {
         let folder = PathBuf::from(folder);
         let made = DirBuilder::new().mode(0o700).create(&folder);
         made.map_err(|source| disk(&folder, source))?;
-        let mut draft = Self {
+        let draft = Self {
             folder,
             place,
-            owner: None,
             done: false,
         };
-        draft.owner = Owner::of(&draft.place).map_err(|source| disk(&draft.place, source))?;
-        if let Some(owner) = draft.owner {
-            let given = File::open(&draft.folder).and_then(|folder| owner.take(&folder));
+        let owner = owner_of(&draft.place).map_err(|source| disk(&draft.place, source))?;
+        if let Some((user, group)) = owner {
+            let given = chown(&draft.folder, Some(user), Some(group));
             given.map_err(|source| disk(&draft.folder, source))?;
         }
         Ok(draft)
@@ -317,9 +310,10 @@ impl Draft {
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), NotEnrolled> {
         let path = self.folder.join(name);
-        let written = state::write_private(&path, bytes)
-            .and_then(|file| self.owner.map_or(Ok(()), |owner| owner.take(&file)));
-        written.map_err(|source| NotEnrolled::Disk { path, source })
+        match state::write_private(&path, bytes) {
+            Ok(_file) => Ok(()),
+            Err(source) => Err(NotEnrolled::Disk { path, source }),
+        }
     }
 
     fn put_in_place(mut self) -> Result<(), NotEnrolled> {
@@ -375,7 +369,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("state");
         fs::create_dir(&place).unwrap();
-        std::os::unix::fs::chown(&place, Some(64_001), Some(64_002)).unwrap();
+        chown(&place, Some(64_001), Some(64_002)).unwrap();
         let draft = Draft::new(&place).unwrap();
         draft.write("file", b"x").unwrap();
         draft.put_in_place().unwrap();

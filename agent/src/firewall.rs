@@ -27,6 +27,7 @@ pub use reading::TableState;
 pub use rendering::rendering;
 
 use crate::causes::causes;
+use batch::Batch;
 use changes::Changes;
 use netlink::Netlink;
 use set::{Key, Lifetime, SetName, key_of, set_of};
@@ -151,10 +152,38 @@ impl Firewall {
     /// # Errors
     /// As [`Self::apply`].
     pub fn rebuild(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError> {
-        self.known = Known::Nothing;
         if wanted.is_empty() {
             return self.clear();
         }
+        self.make(wanted, now, |batch| {
+            batch.delete_table();
+            batch.create_table();
+        })?;
+        Ok(Applied::Rebuilt)
+    }
+
+    /// Makes the table if there is none, and says whether it did. One that another process makes meanwhile stands.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn create(&mut self, wanted: &Ruleset, now: BootTime) -> Result<bool, FirewallError> {
+        if wanted.is_empty() || reading::exists(&mut self.netlink)? {
+            return Ok(false);
+        }
+        match self.make(wanted, now, Batch::create_new_table) {
+            Ok(()) => Ok(true),
+            Err(FirewallError::Refused { source, .. }) if netlink::is(&source, Errno::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn make(
+        &mut self,
+        wanted: &Ruleset,
+        now: BootTime,
+        begin: impl FnOnce(&mut Batch),
+    ) -> Result<(), FirewallError> {
+        self.known = Known::Nothing;
         let table = Table::of(wanted);
         // Guarding comes first: what can't be read is forgotten.
         let counted = reading::counted(&mut self.netlink).unwrap_or_else(|error| {
@@ -175,8 +204,7 @@ impl Firewall {
         }
 
         let mut batch = self.netlink.batch();
-        batch.delete_table();
-        batch.create_table();
+        begin(&mut batch);
         batch.create_counter(counted.packets, counted.bytes);
         for set in &table.sets {
             batch.create_set(set);
@@ -219,7 +247,7 @@ impl Firewall {
             lengths: wanted.prefix_lengths(),
             early: written_at.since(now),
         };
-        Ok(Applied::Rebuilt)
+        Ok(())
     }
 
     /// Whether the kernel's table still is what was applied last, apart from openings that ended by themselves.

@@ -10,11 +10,13 @@
     )
 )]
 
+pub mod arguments;
 pub mod causes;
 pub mod certificate;
 mod channel;
 pub mod clock;
 pub mod config;
+pub mod disable;
 pub mod enforcer;
 pub mod enroll;
 pub mod firewall;

@@ -9,9 +9,10 @@ use nightlatch_core::ledger::{Boot, Ledger};
 use nightlatch_core::ruleset::Ruleset;
 
 use crate::clock::{Clock, NoClock, SystemClock};
-use crate::enforcer::Gate;
+use crate::enforcer::{Gate, Table};
 use crate::firewall::{Firewall, FirewallError};
 use crate::identity::{Enrollment, NoIdentity};
+use crate::inspection::Inspection;
 use crate::ledger_file::LedgerFile;
 use crate::startup::{self, Recalled};
 use crate::state::{StateDir, StateError, StateLock};
@@ -41,8 +42,6 @@ pub enum NotLockedDown {
     State(StateError),
     #[error(transparent)]
     Firewall(#[from] FirewallError),
-    #[error("the agent runs, but there is no table though {0} ports are guarded: look at its log")]
-    AgentFails(usize),
     #[error("what the host's own file and the table guard is shut; what the policy guards is not known")]
     PolicyUnknown(#[source] NoIdentity),
     #[error(
@@ -64,16 +63,24 @@ pub fn lockdown(file: Option<&HostRules>, state: &StateDir) -> Result<LockedDown
 fn shut(
     file: Option<&HostRules>,
     state: &StateDir,
-    gate: &mut impl Gate,
+    gate: &mut impl Table,
     clock: &impl Clock,
 ) -> Result<LockedDown, NotLockedDown> {
     let bare = HostRules::default();
     let rules = file.unwrap_or(&bare);
     let answers = Answers::of(state.clone(), file.cloned(), clock.boot());
-    let _lock = match answers.next() {
+    let mut answer = answers.next();
+    if let Some(Answer::InUse(wanted)) = answer {
+        // The agent looks after its table, but one that others have flushed guards nothing until it does.
+        if gate.create(&wanted, clock.now())? {
+            return Ok(applied(&wanted));
+        }
+        answer = answers.next();
+    }
+    let _lock = match answer {
         Some(Answer::Free(lock)) => lock,
         Some(Answer::NotFree(StateError::Missing(_))) => return keep(rules, None, gate, clock),
-        Some(Answer::NotFree(StateError::InUse(_))) => return look_after_agent(rules, gate),
+        Some(Answer::NotFree(StateError::InUse(_))) => return Ok(LockedDown::AgentRuns),
         Some(Answer::NotFree(error @ StateError::Io { .. })) => {
             keep(rules, None, gate, clock)?;
             return Err(NotLockedDown::State(error));
@@ -118,6 +125,8 @@ fn give_up(rules: &HostRules, gate: &mut impl Gate, clock: &impl Clock) -> Resul
 
 /// What the disk says, one after the other.
 enum Answer {
+    /// By an agent, or only for a look. What should hold, as far as a look says.
+    InUse(Box<Ruleset>),
     Free(Arc<StateLock>),
     NotFree(StateError),
     NotJoined {
@@ -148,7 +157,13 @@ impl Answers {
 fn ask(state: &StateDir, rules: Option<&HostRules>, boot: Boot, answers: &mpsc::Sender<Answer>) {
     // Whoever doesn't listen any more has gone on without.
     let say = |answer| drop(answers.send(answer));
-    let lock = match state.lock() {
+    let mut lock = state.lock_at_once();
+    if matches!(lock, Err(StateError::InUse(_))) {
+        let wanted = Inspection::of(rules.cloned().unwrap_or_default(), state, boot).ruleset();
+        say(Answer::InUse(Box::new(wanted)));
+        lock = state.lock();
+    }
+    let lock = match lock {
         Ok(lock) => Arc::new(lock),
         Err(error) => return say(Answer::NotFree(error)),
     };
@@ -202,19 +217,15 @@ fn apply(gate: &mut impl Gate, wanted: &Ruleset, clock: &impl Clock) -> Result<L
     Ok(if wanted.is_empty() {
         LockedDown::NothingGuarded
     } else {
-        LockedDown::Applied {
-            guarded: wanted.guarded().len(),
-            openings: wanted.openings().len(),
-        }
+        applied(wanted)
     })
 }
 
-fn look_after_agent(rules: &HostRules, gate: &mut impl Gate) -> Result<LockedDown, NotLockedDown> {
-    let guarded = rules.guarded.len();
-    if guarded > 0 && gate.guarded()?.is_none() {
-        return Err(NotLockedDown::AgentFails(guarded));
+fn applied(wanted: &Ruleset) -> LockedDown {
+    LockedDown::Applied {
+        guarded: wanted.guarded().len(),
+        openings: wanted.openings().len(),
     }
-    Ok(LockedDown::AgentRuns)
 }
 
 #[cfg(test)]
@@ -287,6 +298,23 @@ mod tests {
                 .write(true)
                 .open(state.file(ENROLLMENT)),
         );
+    }
+
+    #[test]
+    fn beside_a_running_agent_only_a_missing_table_is_made() {
+        let sample = sample();
+        let state = &sample.state;
+        let json = serde_json::to_vec(&enrollment()).unwrap();
+        std::fs::write(state.file(ENROLLMENT), json).unwrap();
+        let _agent = state.lock().unwrap();
+        let before = std::fs::read(state.ledger()).unwrap();
+        let mut table = FakeTable::guarding(&[3389]);
+        let done = shut(Some(&guarding("80/tcp")), state, &mut table, &clock()).unwrap();
+        assert_eq!((done, table.ports()), (LockedDown::AgentRuns, Some(vec![3389])));
+        let mut flushed = FakeTable::default();
+        shut(Some(&guarding("80/tcp")), state, &mut flushed, &clock()).unwrap();
+        assert_eq!(flushed.ports(), Some(vec![22, 80]));
+        assert_eq!(std::fs::read(state.ledger()).unwrap(), before);
     }
 
     #[test]

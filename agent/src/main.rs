@@ -10,13 +10,15 @@
 )]
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::Parser;
+use nightlatch_agent::arguments::{Arguments, Output, Verb};
 use nightlatch_agent::clock::{Clock, SystemClock};
 use nightlatch_agent::config::{AgentConfig, LogLevel};
+use nightlatch_agent::disable::{self, NotDisabled};
+use nightlatch_agent::firewall::Firewall;
 use nightlatch_agent::inspection::Inspection;
 use nightlatch_agent::lockdown::{LockedDown, lockdown};
 use nightlatch_agent::ruleset_text::write_ruleset;
@@ -29,81 +31,6 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-
-/// Keeps guarded ports shut and opens them for verified grants.
-#[derive(Parser)]
-#[command(version, after_help = "Example: nightlatch-agent status")]
-struct Arguments {
-    /// The host's own file.
-    #[arg(
-        long,
-        global = true,
-        default_value = "/etc/nightlatch/agent.toml",
-        value_name = "FILE"
-    )]
-    config: PathBuf,
-    /// Where keys, ledger and receipts are kept.
-    #[arg(
-        long,
-        global = true,
-        default_value = "/var/lib/nightlatch-agent",
-        value_name = "DIR"
-    )]
-    state: PathBuf,
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Subcommand)]
-enum Verb {
-    /// Joins an installation with a token of `nightlatch-server token create`.
-    #[command(after_help = "Example: nightlatch-agent enroll nlt1_eyJzZWNyZXQi… --name web-1")]
-    Enroll {
-        /// The whole text, once, within 24 hours.
-        token: String,
-        /// What people will call this machine. The host's own name if not given.
-        #[arg(long)]
-        name: Option<String>,
-    },
-    /// Runs the agent until SIGTERM; the table stays.
-    #[command(after_help = "Example: nightlatch-agent --config /etc/nightlatch/agent.toml run")]
-    Run,
-    /// Shuts the guarded ports, keeps valid grants open, and exits. For the boot, before the network.
-    #[command(after_help = "Example: nightlatch-agent lockdown")]
-    Lockdown,
-    /// Says what is guarded and open. Needs no running agent. Exit 1 if the table is not what it should be.
-    #[command(after_help = "Example: nightlatch-agent status --output json")]
-    Status {
-        #[arg(long, value_enum, default_value_t)]
-        output: Output,
-    },
-    /// Says whether this host would take a grant, and why not. Exit 1 if it would not.
-    #[command(
-        after_help = "Example: nightlatch grant show 019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11 --envelope >grant.json\n         \
-                      nightlatch-agent verify grant.json"
-    )]
-    Verify {
-        /// A signed grant (DSSE envelope, JSON).
-        #[arg(value_name = "GRANT-FILE")]
-        file: PathBuf,
-        #[arg(long, value_enum, default_value_t)]
-        output: Output,
-    },
-    /// Shows the ruleset that should hold now.
-    #[command(after_help = "Example: nightlatch-agent ruleset --json | nft --check --json --file -")]
-    Ruleset {
-        /// As nft's own JSON.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-#[derive(Clone, Copy, Default, ValueEnum)]
-enum Output {
-    #[default]
-    Text,
-    Json,
-}
 
 fn main() -> ExitCode {
     if rustls::crypto::aws_lc_rs::default_provider()
@@ -129,6 +56,10 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
         start_log(LogLevel::Warn);
         return join(token, name.as_deref(), &state);
     }
+    if let Verb::Disable { yes, table_only } = verb {
+        start_log(LogLevel::Warn);
+        return turn_off(yes, table_only, &state);
+    }
     let config = AgentConfig::read(&config).inspect_err(|_| start_log(LogLevel::Info));
     let config = match (config, &verb) {
         (Err(error), Verb::Lockdown) => {
@@ -144,7 +75,7 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     start_log(config.log);
     match verb {
-        Verb::Enroll { .. } => Ok(ExitCode::SUCCESS),
+        Verb::Enroll { .. } | Verb::Disable { .. } => Ok(ExitCode::SUCCESS),
         Verb::Run => runtime()?
             .block_on(run::run(config, &state))
             .map(|()| ExitCode::SUCCESS)
@@ -203,6 +134,47 @@ fn join(token: &str, name: Option<&str>, state: &StateDir) -> anyhow::Result<Exi
         joined.machine_name, joined.machine_id
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn turn_off(yes: bool, table_only: bool, state: &StateDir) -> anyhow::Result<ExitCode> {
+    let mut firewall = Firewall::open()?;
+    let guarded = disable::guarded(&mut firewall)?;
+    if !yes {
+        ask(guarded.as_deref())?;
+    }
+    if !table_only {
+        disable::disable_units()?;
+    }
+    disable::remove_table(&mut firewall, state)?;
+    let opened = guarded.map_or_else(
+        || "nothing was guarded".to_owned(),
+        |ports| format!("no longer guarded: {ports}; the host's other rules alone decide who gets in"),
+    );
+    let kept = state.path().display();
+    print(&format!(
+        "{opened}\nkeys and ledger stay in {kept}; to turn it on again: systemctl enable --now nightlatch-lockdown \
+         nightlatch-agent\n"
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ask(guarded: Option<&str>) -> Result<(), NotDisabled> {
+    if !io::stdin().is_terminal() {
+        return Err(NotDisabled::NotAsked);
+    }
+    let guarded = guarded.unwrap_or("nothing");
+    let question = format!(
+        "this host guards {guarded}; without the table its other rules alone decide who gets in. Turn it off? [y/N] "
+    );
+    let mut answer = String::new();
+    io::stderr()
+        .write_all(question.as_bytes())
+        .and_then(|()| io::stdin().read_line(&mut answer))
+        .map_err(NotDisabled::NoAnswer)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(NotDisabled::NotWanted),
+    }
 }
 
 fn shut(file: Option<&HostRules>, state: &StateDir) -> anyhow::Result<ExitCode> {

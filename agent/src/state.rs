@@ -2,13 +2,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::frame_file::Fault;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
+
+/// Where the packages keep it, and whose it is there.
+pub const DEFAULT_FOLDER: &str = "/var/lib/nightlatch-agent";
+pub const UNIT_USER: &str = "nightlatch-agent";
 
 /// The ledger's file.
 pub const LEDGER: &str = "ledger";
@@ -76,16 +80,25 @@ impl StateDir {
     /// # Errors
     /// No such directory, or another agent holds it.
     pub fn lock(&self) -> Result<StateLock, StateError> {
-        let mut folder = self.open()?;
-        for _ in 0..LOCK_TRIES {
-            match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
-                Ok(held) => return Ok(StateLock { _held: held }),
-                Err((back, Errno::EWOULDBLOCK)) => folder = back,
-                Err((_, errno)) => return Err(self.io(errno.into())),
+        for _ in 1..LOCK_TRIES {
+            match self.lock_at_once() {
+                Err(StateError::InUse(_)) => std::thread::sleep(LOCK_PAUSE),
+                settled => return settled,
             }
-            std::thread::sleep(LOCK_PAUSE);
         }
-        Err(StateError::InUse(self.0.clone()))
+        self.lock_at_once()
+    }
+
+    /// As [`Self::lock`], without waiting for a look of `status` to end.
+    ///
+    /// # Errors
+    /// As [`Self::lock`].
+    pub fn lock_at_once(&self) -> Result<StateLock, StateError> {
+        match Flock::lock(self.open()?, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => Ok(StateLock { _held: held }),
+            Err((_, Errno::EWOULDBLOCK)) => Err(StateError::InUse(self.0.clone())),
+            Err((_, errno)) => Err(self.io(errno.into())),
+        }
     }
 
     /// Whether an agent works in it now. Reads only.
@@ -118,7 +131,8 @@ impl StateDir {
     }
 }
 
-/// Writes a file that only its owner may read, and forces it to disk.
+/// Writes a file that only its owner may read, and forces it to disk. What root writes belongs to the owner of the
+/// folder, for the daemon to read.
 ///
 /// # Errors
 /// Whatever the disk says.
@@ -129,10 +143,28 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<File> {
         .create(true)
         .truncate(true)
         .mode(0o600)
+        // The folder may be another user's, who could point root to any file of the host.
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(path)?;
+    give_to_owner_of_folder(&file, path)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     Ok(file)
+}
+
+fn give_to_owner_of_folder(file: &File, path: &Path) -> io::Result<()> {
+    let Some(folder) = path.parent() else {
+        return Ok(());
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = std::fs::metadata(folder)?;
+    let found = file.metadata()?;
+    if (found.uid(), found.gid()) == (owner.uid(), owner.gid()) {
+        return Ok(());
+    }
+    fchown(file, Some(owner.uid()), Some(owner.gid()))
 }
 
 /// A whole file on disk that isn't in its place yet.
@@ -195,6 +227,27 @@ mod tests {
         assert!(matches!(state.lock(), Err(StateError::InUse(_))));
         drop(held);
         assert!(!state.is_locked().unwrap());
+    }
+
+    #[test]
+    fn what_root_writes_belongs_to_the_owner_of_the_folder_and_follows_no_link() {
+        // Only root can give files away.
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(folder.path(), Some(64_001), Some(64_002)).unwrap();
+        let place = folder.path().join("ledger");
+        let file = NewFile::write(&place, b"x").unwrap();
+        let file = file.put_in_place(&place, sync_folder_of).unwrap();
+        let found = file.metadata().unwrap();
+        assert_eq!((found.uid(), found.gid()), (64_001, 64_002));
+
+        let victim = folder.path().join("victim");
+        std::fs::write(&victim, "whole").unwrap();
+        std::os::unix::fs::symlink(&victim, folder.path().join("ledger.new")).unwrap();
+        assert!(NewFile::write(&place, b"y").is_err());
+        assert_eq!(std::fs::read(&victim).unwrap(), b"whole");
     }
 
     #[test]

@@ -11,9 +11,10 @@ use nightlatch_tests::plan::binaries_beside;
 use nightlatch_tests::wait::{self, Outcome};
 use tempfile::TempDir;
 
-const UNITS: [&str; 3] = [
+const UNITS: [&str; 4] = [
     "nightlatch-agent.service",
     "nightlatch-lockdown.service",
+    "nightlatch-relock.service",
     "nightlatch-server.service",
 ];
 
@@ -79,6 +80,17 @@ fn the_ports_are_shut_before_the_network_is_up() -> Result<()> {
         .context("no After=")?;
     // It starts with a flush of everything.
     ensure!(after.contains("nftables.service"), "{after}");
+    // And so it does when it is stopped; then what started before it follows.
+    let unit = fs::read_to_string(source("systemd/nightlatch-relock.service"))?;
+    for line in [
+        "Before=nftables.service",
+        "ExecStop=/usr/bin/nightlatch-agent lockdown",
+    ] {
+        ensure!(
+            unit.lines().any(|found| found == line),
+            "the relock unit lacks {line}"
+        );
+    }
     Ok(())
 }
 

@@ -47,3 +47,18 @@ impl Gate for FakeTable {
         Ok(self.ruleset.as_ref().map(|ruleset| ruleset.guarded().clone()))
     }
 }
+
+impl Table for FakeTable {
+    fn create(&mut self, wanted: &Ruleset, now: BootTime) -> Result<bool, FirewallError> {
+        let is_missing = self.ruleset.is_none() && !wanted.is_empty();
+        if is_missing {
+            self.rebuild(wanted, now)?;
+        }
+        Ok(is_missing)
+    }
+
+    fn remove(&mut self) -> Result<(), FirewallError> {
+        self.ruleset = None;
+        Ok(())
+    }
+}

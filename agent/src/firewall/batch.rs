@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use netlink_packet_core::{
-    DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkBuffer,
+    DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
+    NetlinkBuffer,
 };
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, Hook, InetHookNumber, ListAttribute, NfTablesMessage,
@@ -81,11 +82,20 @@ impl Batch {
     }
 
     pub(crate) fn create_table(&mut self) {
+        self.begin_table(NLM_F_CREATE);
+    }
+
+    /// Refused with EEXIST if there is one.
+    pub(crate) fn create_new_table(&mut self) {
+        self.begin_table(NLM_F_CREATE | NLM_F_EXCL);
+    }
+
+    fn begin_table(&mut self, flags: u16) {
         let attributes = vec![TableAttribute::Name(TABLE.into())];
         self.push(
             "the table",
             NfTablesMessage::NewTable(TableMessage { attributes }),
-            NLM_F_CREATE,
+            flags,
         );
     }
 

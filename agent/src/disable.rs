@@ -1,0 +1,131 @@
+//! `disable`: turns it off on this host. What was guarded is then as open as the rest of the host leaves it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::enforcer::{Gate, Table};
+use crate::firewall::FirewallError;
+use crate::ruleset_text::ports;
+use crate::state::{StateDir, StateError, StateLock};
+
+/// Whoever starts these makes the table again.
+const UNITS: [&str; 3] = [
+    "nightlatch-agent.service",
+    "nightlatch-lockdown.service",
+    "nightlatch-relock.service",
+];
+/// systemd itself kills what doesn't stop within 90 seconds.
+const SYSTEMCTL_PATIENCE: Duration = Duration::from_secs(120);
+const SYSTEMCTL_PACE: Duration = Duration::from_millis(20);
+
+/// Why it is not turned off.
+#[derive(Debug, thiserror::Error)]
+pub enum NotDisabled {
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
+    #[error("nothing was changed: add --yes to go on without being asked")]
+    NotAsked,
+    #[error("nothing was changed")]
+    NotWanted,
+    #[error("the answer can't be read: add --yes to go on without being asked")]
+    NoAnswer(#[source] io::Error),
+    #[error("systemctl can't be run: stop the agent yourself and add --table-only")]
+    NoSystemctl(#[source] io::Error),
+    #[error("`systemctl disable --now {}` failed, and the table stays: mend that, or add --table-only", UNITS.join(" "))]
+    UnitsStay,
+    #[error("an agent works in {} and would make the table anew: stop it, then try again", .0.display())]
+    AgentRuns(PathBuf),
+    #[error(transparent)]
+    State(StateError),
+}
+
+/// The ports that are guarded now, for people; `None` if there are none.
+///
+/// # Errors
+/// The table can't be read.
+pub fn guarded(gate: &mut impl Gate) -> Result<Option<String>, NotDisabled> {
+    let guarded = gate.guarded()?.unwrap_or_default();
+    Ok((!guarded.is_empty()).then(|| ports(&guarded)))
+}
+
+/// Takes the table away.
+///
+/// # Errors
+/// An agent runs, or the kernel refuses.
+pub fn remove_table(gate: &mut impl Table, state: &StateDir) -> Result<(), NotDisabled> {
+    let _lock = still(state)?;
+    Ok(gate.remove()?)
+}
+
+/// No agent works until this is dropped.
+fn still(state: &StateDir) -> Result<Option<StateLock>, NotDisabled> {
+    match state.lock() {
+        Ok(lock) => Ok(Some(lock)),
+        Err(StateError::Missing(_)) => Ok(None),
+        Err(StateError::InUse(folder)) => Err(NotDisabled::AgentRuns(folder)),
+        Err(error @ StateError::Io { .. }) => Err(NotDisabled::State(error)),
+    }
+}
+
+/// Stops the units and keeps them from being started at boot. Nothing happens on a host that systemd doesn't run.
+///
+/// # Errors
+/// systemctl refuses; its own words are on standard error.
+pub fn disable_units() -> Result<(), NotDisabled> {
+    if !Path::new("/run/systemd/system").exists() {
+        return Ok(());
+    }
+    let mut systemctl = Command::new("systemctl");
+    systemctl.args(["--quiet", "disable", "--now"]).args(UNITS);
+    let mut child = systemctl
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(NotDisabled::NoSystemctl)?;
+    let mut waited = Duration::ZERO;
+    while waited < SYSTEMCTL_PATIENCE {
+        match child.try_wait().map_err(NotDisabled::NoSystemctl)? {
+            Some(status) if status.success() => return Ok(()),
+            Some(_failed) => return Err(NotDisabled::UnitsStay),
+            None => std::thread::sleep(SYSTEMCTL_PACE),
+        }
+        waited = waited.saturating_add(SYSTEMCTL_PACE);
+    }
+    child.kill().map_err(NotDisabled::NoSystemctl)?;
+    child.wait().map_err(NotDisabled::NoSystemctl)?;
+    Err(NotDisabled::UnitsStay)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::enforcer::fake::FakeTable;
+
+    #[test]
+    fn the_table_goes_only_when_no_agent_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path().to_owned());
+        let mut table = FakeTable::guarding(&[22, 3389]);
+        assert_eq!(guarded(&mut table).unwrap().as_deref(), Some("22/tcp, 3389/tcp"));
+        let agent = state.lock().unwrap();
+        let refused = remove_table(&mut table, &state);
+        assert!(matches!(refused, Err(NotDisabled::AgentRuns(_))));
+        assert_eq!(table.ports(), Some(vec![22, 3389]));
+        drop(agent);
+        remove_table(&mut table, &state).unwrap();
+        assert_eq!(table.ports(), None);
+        assert_eq!(guarded(&mut table).unwrap(), None);
+        remove_table(&mut table, &state).unwrap();
+    }
+
+    #[test]
+    fn a_host_that_lost_its_state_can_be_turned_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let nowhere = StateDir::new(folder.path().join("nonexistent"));
+        let mut table = FakeTable::guarding(&[22]);
+        remove_table(&mut table, &nowhere).unwrap();
+        assert_eq!(table.ports(), None);
+    }
+}
