@@ -13,6 +13,7 @@ endif
 export PATH := $(PATH):/usr/sbin:/sbin
 
 DENY_VERSION := 0.20.2
+CARGO_DEB_VERSION := 3.8.0
 BUF_VERSION := 1.75.0
 # The version is in the path, so that another one is fetched when it changes.
 BUF_DIR := $(TARGET)/buf-$(BUF_VERSION)
@@ -22,8 +23,8 @@ CARGO_TEST := cargo test --locked --profile ci --workspace --quiet
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo bench bench-peers test test-long lab-up lab-down lint clean
-.PHONY: prerequisites-lab prerequisites-test unit-tests promises
+.PHONY: help build demo bench bench-peers packages test test-long lab-up lab-down lint clean
+.PHONY: prerequisites-lab prerequisites-test prerequisites-packages cargo-deb unit-tests promises test-packages
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,7 +46,13 @@ bench-peers: prerequisites-lab ## By hand: the same questions put to what people
 	cargo build --locked --release --workspace --bins
 	@$(TARGET)/release/nightlatch-bench-peers --tools $(TARGET)/peers --docs docs
 
-test: lint unit-tests promises ## Everything: lints, unit tests, packets, the lab, the demo
+packages: prerequisites-packages cargo-deb build ## The .deb files of agent, server and command line, in target/packages
+	cargo build --locked --profile dist --bins -p nightlatch-agent -p nightlatch-server -p nightlatch-cli
+	packaging/build.sh $(TARGET) dist 1 $(TARGET)/packages
+	lintian --allow-root --fail-on error,warning $(TARGET)/packages/*.deb
+	@ls -sh1 $(TARGET)/packages/*.deb
+
+test: lint unit-tests test-packages promises ## Everything: lints, unit tests, packets, the lab, the demo
 
 test-long: export NIGHTLATCH_LONG := 1
 test-long: test ## The same with every bit, many more kills and longer waits: half an hour more
@@ -79,6 +86,17 @@ promises: unit-tests
 	$(CARGO_TEST) --test '*' -- --test-threads=2
 	$(BIN)/nightlatch-lab demo
 
+# What the guests install: the binaries of the tests as packages, and the agent's once more as an upgrade.
+test-packages: prerequisites-test cargo-deb
+	cargo build --locked --profile ci --workspace --all-targets
+	packaging/build.sh $(TARGET) ci 1 $(BIN)/packages
+	packaging/build.sh $(TARGET) ci 2 $(BIN)/packages/upgrade nightlatch-agent
+	lintian --allow-root --fail-on error,warning $(BIN)/packages/*.deb
+
+cargo-deb:
+	@cargo deb --version 2>/dev/null | grep -qxF '$(CARGO_DEB_VERSION)' || \
+	    cargo install --locked cargo-deb --version $(CARGO_DEB_VERSION) --target-dir $(TARGET)/cargo-deb
+
 clean: ## Removes what was built
 	cargo clean
 
@@ -87,3 +105,6 @@ prerequisites-lab:
 
 prerequisites-test:
 	@tests/prerequisites.sh test
+
+prerequisites-packages:
+	@tests/prerequisites.sh packages

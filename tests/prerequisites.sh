@@ -1,5 +1,5 @@
 #!/bin/sh
-# prerequisites.sh lab|test: installs by apt what the lab, or all of the tests, need beside Rust.
+# prerequisites.sh lab|packages|test: installs by apt what the lab, the packages, or all of the tests need beside Rust.
 set -eu
 
 PATH=$PATH:/usr/sbin:/sbin
@@ -19,7 +19,15 @@ need sshd openssh-server
 need ssh openssh-client
 need conntrack conntrack
 need unshare util-linux
+case ${1:-} in
+packages | test)
+    need dpkg-shlibdeps dpkg-dev
+    need lintian lintian
+    ;;
+esac
 if [ "${1:-}" = test ]; then
+    need mmdebstrap mmdebstrap
+    need systemd-nspawn systemd-container
     need npm nodejs npm
     need systemd-analyze systemd
 fi

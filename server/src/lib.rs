@@ -2,6 +2,7 @@
 
 pub mod agents;
 pub mod api;
+pub mod arguments;
 pub mod audit;
 pub mod clock;
 pub mod config;

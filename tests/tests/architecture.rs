@@ -18,6 +18,7 @@ const EVERY_CRATE: &[&str] = &[
     "cli/src",
     "tests/src",
     "bench/src",
+    "packaging/src",
 ];
 
 #[test]
@@ -36,6 +37,7 @@ fn dependencies_point_one_way() -> Result<()> {
             "tests",
             BTreeSet::from(["core", "proto", "server", "agent", "cli"]),
         ),
+        ("packaging", BTreeSet::from(["server", "agent", "cli"])),
     ]);
     let mut seen = BTreeSet::new();
     for (name, dependencies) in workspace()? {
