@@ -193,7 +193,7 @@ fn list(answer: Value, member: &str) -> Result<Vec<Value>> {
     }
 }
 
-fn knock(from: Option<IpAddr>, to: SocketAddr, patience: Duration) -> Result<Answer> {
+pub(crate) fn knock(from: Option<IpAddr>, to: SocketAddr, patience: Duration) -> Result<Answer> {
     let family = if to.is_ipv4() {
         AddressFamily::Inet
     } else {
@@ -213,7 +213,7 @@ fn knock(from: Option<IpAddr>, to: SocketAddr, patience: Duration) -> Result<Ans
     match connect(door.as_raw_fd(), &SockaddrStorage::from(to)) {
         Ok(()) => Ok(Answer::Connected(TcpStream::from(door))),
         Err(Errno::ECONNREFUSED) => Ok(Answer::Refused),
-        Err(Errno::EINPROGRESS | Errno::ETIMEDOUT) => Ok(Answer::Silent),
+        Err(Errno::EINPROGRESS | Errno::ETIMEDOUT | Errno::EHOSTUNREACH) => Ok(Answer::Silent),
         Err(error) => Err(error).with_context(|| format!("connecting to {to}")),
     }
 }
