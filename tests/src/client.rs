@@ -86,8 +86,9 @@ impl<'l> Client<'l> {
         list(self.json(&["list", "machines"])?, "machines")
     }
 
+    /// All grants, ended ones included.
     pub fn grants(self) -> Result<Vec<Value>> {
-        list(self.json(&["list", "grants"])?, "grants")
+        list(self.json(&["list", "grants", "--all"])?, "grants")
     }
 
     /// All events, oldest first.

@@ -88,7 +88,7 @@ impl<'l> Doors<'l> {
         self.check(expected)
     }
 
-    fn open_now(&self) -> Result<Vec<u8>> {
+    pub fn open_now(&self) -> Result<Vec<u8>> {
         let mut open = Vec::new();
         for number in 1..=Self::COUNT {
             let source = Self::source(number).parse()?;

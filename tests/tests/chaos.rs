@@ -302,7 +302,7 @@ fn check_machine(
         .collect();
 
     let outcome = machine.run_agent(&["status", "--output", "json"])?;
-    let status: Value = serde_json::from_str(&outcome.clone().expect_success("nightlatch-agent status")?)?;
+    let status: Value = serde_json::from_str(&outcome.expect_success("nightlatch-agent status")?)?;
     let held = status["grants"].as_array().context("no grants in the status")?;
     let held: BTreeSet<&str> = held.iter().filter_map(|grant| grant["id"].as_str()).collect();
     ensure!(

@@ -7,16 +7,16 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nightlatch_tests::client::Answer;
+use nightlatch_tests::doors::{Doors, GLANCE};
 use nightlatch_tests::lab::{Lab, Stage};
 use nightlatch_tests::scratch::in_a_lab;
 use nightlatch_tests::wait;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Long enough for an answer, short enough to be done often.
-const GLANCE: Duration = Duration::from_millis(150);
 
 #[test]
 fn a_restarted_server_still_knows_and_ends_its_grants() -> Result<()> {
@@ -299,7 +299,7 @@ fn a_ledger_cut_anywhere_never_brings_back_what_was_revoked_although_the_server_
         doors.check(&[])?;
         lab.control().start()?;
         doors.wait(&[1, 3])?;
-        let told = |event: &serde_json::Value| event["reason"] == "LEDGER_SHORTENED";
+        let told = |event: &Value| event["reason"] == "LEDGER_SHORTENED";
         wait::until_true("no event tells of it", PATIENCE, || {
             Ok(lab.client().events()?.iter().any(told))
         })
@@ -316,7 +316,9 @@ fn a_damaged_ledger_means_lockdown_and_an_event() -> Result<()> {
         let ledger = fs::read(&file).context("reading the ledger")?;
         let (header, frames) = frames(&ledger)?;
         let first = *frames.first().context("an empty ledger")?;
-        for position in [header + 2, header + 7, header + 40, first - 1] {
+        // In the header, and of the first record in its length, its checksum, its middle and its last byte.
+        for position in [2, header + 2, header + 7, header + 40, first - 1] {
+            let told_before = told_of_damage(lab)?;
             lab.control().end(Signal::SIGKILL)?;
             let mut damaged = ledger.clone();
             *damaged.get_mut(position).context("a position beyond the end")? ^= 4;
@@ -330,80 +332,19 @@ fn a_damaged_ledger_means_lockdown_and_an_event() -> Result<()> {
             doors
                 .wait(&[1])
                 .with_context(|| format!("byte {position}, with the server"))?;
+            wait::until_true("no event tells of the damage", PATIENCE, || {
+                Ok(told_of_damage(lab)? > told_before)
+            })
+            .with_context(|| format!("byte {position}"))?;
             lab.machine(1).end_agent(Signal::SIGKILL)?;
         }
-        let events = lab.client().events()?;
-        let reported = events.iter().filter(|event| event["kind"] == "machine.reported");
-        ensure!(reported.count() > 0, "no event tells of the damage");
         Ok(())
     })
 }
 
-/// Sources 198.51.100.1 to .4, each with a door of its own into the machine.
-struct Doors<'l> {
-    lab: &'l Lab,
-    to: SocketAddr,
-}
-
-impl<'l> Doors<'l> {
-    const COUNT: u8 = 4;
-
-    fn new(lab: &'l Lab) -> Result<Self> {
-        for number in 1..=Self::COUNT {
-            lab.client()
-                .add_address(&format!("{}/24", Self::source(number)))?;
-        }
-        Ok(Self {
-            lab,
-            to: SocketAddr::from((lab.machine(1).addresses().ipv4, 22)),
-        })
-    }
-
-    fn source(number: u8) -> String {
-        format!("198.51.100.{number}")
-    }
-
-    /// Asks for one, gives the grant.
-    fn open(&self, number: u8) -> Result<String> {
-        self.lab.client().open(
-            "web-1",
-            &["--port", "22", "--from", &Self::source(number), "--for", "1h"],
-        )
-    }
-
-    fn open_now(&self) -> Result<Vec<u8>> {
-        let mut open = Vec::new();
-        for number in 1..=Self::COUNT {
-            let source = Self::source(number).parse()?;
-            if matches!(
-                self.lab.client().knock(Some(source), self.to, GLANCE)?,
-                Answer::Connected(_)
-            ) {
-                open.push(number);
-            }
-        }
-        Ok(open)
-    }
-
-    /// These are open and the others are shut.
-    fn check(&self, expected: &[u8]) -> Result<()> {
-        let open = self.open_now()?;
-        ensure!(open == expected, "open are {open:?}, should be {expected:?}");
-        Ok(())
-    }
-
-    /// As [`Self::check`], in due time, and so it stays.
-    fn wait(&self, expected: &[u8]) -> Result<()> {
-        let mut last = Vec::new();
-        let agreed = wait::until_true("no agreement", PATIENCE, || {
-            last = self.open_now()?;
-            Ok(last == expected)
-        });
-        if agreed.is_err() {
-            bail!("open are {last:?}, should become {expected:?}");
-        }
-        self.check(expected)
-    }
+fn told_of_damage(lab: &Lab) -> Result<usize> {
+    let is_it = |event: &&Value| event["kind"] == "machine.reported" && event["reason"] == "LEDGER_DAMAGED";
+    Ok(lab.client().events()?.iter().filter(is_it).count())
 }
 
 fn copy_folder(from: &Path, to: &Path) -> Result<()> {

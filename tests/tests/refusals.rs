@@ -196,7 +196,7 @@ fn any_flipped_bit_is_refused() -> Result<()> {
 /// Odd ones of every kind, and a sound one before, between and behind them.
 fn planted(forge: &Forge) -> Result<Vec<Planted>> {
     let mut grants = Vec::new();
-    let mut add = |name: &str, refused, twist: &dyn Fn(&mut Value, &mut Door) -> Result<Option<Vec<u8>>>| {
+    let mut add = |name: &str, refused, twist: &Twist<'_>| {
         let mut door = Door::numbered(u8::try_from(grants.len())? + 1);
         let mut payload = forge.payload()?;
         payload["sources"] = json!([door.from]);
@@ -260,6 +260,9 @@ fn planted(forge: &Forge) -> Result<Vec<Planted>> {
     add("sound, the last", None, &sound)?;
     Ok(grants)
 }
+
+/// Makes a sound payload odd, for that door; an envelope if it isn't to be sealed as it should.
+type Twist<'t> = dyn Fn(&mut Value, &mut Door) -> Result<Option<Vec<u8>>> + 't;
 
 type Member = (&'static str, &'static str, &'static str, Value);
 
