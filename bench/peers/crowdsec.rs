@@ -88,6 +88,18 @@ impl Crowdsec {
             .inside(|| wait::run(&mut cscli, Duration::from_secs(30)))?;
         outcome.expect_success(&format!("cscli {arguments:?}")).map(drop)
     }
+
+    fn start_daemons(&self, place: &mut Place) -> Result<()> {
+        let bin = self.root.join("usr/bin").display().to_string();
+        place.start_daemon(
+            "crowdsec",
+            &format!("exec '{bin}/crowdsec' -c \"$1/config.yaml\" -no-cs"),
+        )?;
+        let listening = || Ok(!place.on_machine("ss", &["-Hltn", "sport = :8080"])?.is_empty());
+        wait::until_true("crowdsec does not listen", Duration::from_secs(30), listening)?;
+        let bouncer = format!("exec '{bin}/crowdsec-firewall-bouncer' -c \"$1/bouncer.yaml\"");
+        place.start_daemon("bouncer", &bouncer)
+    }
 }
 
 impl Peer for Crowdsec {
@@ -95,7 +107,12 @@ impl Peer for Crowdsec {
         "crowdsec"
     }
 
-    fn start(&mut self, grant: Duration) -> Result<Place> {
+    /// A shorter one can be over before the bouncer asks for it.
+    fn short(&self) -> Duration {
+        Duration::from_secs(20)
+    }
+
+    fn start(&mut self, _grant: Duration) -> Result<Place> {
         let mut place = Place::make()?;
         let rules = place.write("rules.nft", RULES)?;
         place.on_machine("nft", &["-f", &rules.display().to_string()])?;
@@ -116,20 +133,8 @@ impl Peer for Crowdsec {
             ],
         )?;
         self.set_up(&place, &["bouncers", "add", "bench", "--key", "bench"])?;
-        self.start_again(&mut place, grant)?;
+        self.start_daemons(&mut place)?;
         Ok(place)
-    }
-
-    fn start_again(&mut self, place: &mut Place, _grant: Duration) -> Result<()> {
-        let bin = self.root.join("usr/bin").display().to_string();
-        place.start_daemon(
-            "crowdsec",
-            &format!("exec '{bin}/crowdsec' -c \"$1/config.yaml\" -no-cs"),
-        )?;
-        let listening = || Ok(!place.on_machine("ss", &["-Hltn", "sport = :8080"])?.is_empty());
-        wait::until_true("crowdsec does not listen", Duration::from_secs(30), listening)?;
-        let bouncer = format!("exec '{bin}/crowdsec-firewall-bouncer' -c \"$1/bouncer.yaml\"");
-        place.start_daemon("bouncer", &bouncer)
     }
 
     fn client(&self, place: &Place, source: Ipv4Addr, grant: Duration) -> Result<(At, Command)> {

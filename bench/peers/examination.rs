@@ -44,8 +44,9 @@ pub(crate) struct Many {
     pub(crate) seconds: f64,
 }
 
-const GRANT: Duration = Duration::from_secs(5);
 const LONG: Duration = Duration::from_secs(3600);
+/// How long a grant is watched before its end.
+const BEFORE: Duration = Duration::from_secs(3);
 /// How long a grant is watched after its end.
 pub(crate) const AFTER: Duration = Duration::from_secs(6);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -60,7 +61,8 @@ pub(crate) fn examine(peer: &mut dyn Peer, amount: Amount, progress: impl Fn(&st
     });
     let mut source = || sources.next().context("no addresses left");
     progress("set up");
-    let mut place = peer.start(GRANT)?;
+    let grant = peer.short();
+    let mut place = peer.start(grant)?;
     ensure!(
         !knock(&place, source()?)?,
         "the port is open before anybody asked"
@@ -69,14 +71,14 @@ pub(crate) fn examine(peer: &mut dyn Peer, amount: Amount, progress: impl Fn(&st
     progress("request → first connect");
     let mut asks = Figures::default();
     for _ in 0..amount.asks {
-        asks.add(ask(peer, &place, source()?, GRANT)?.0);
+        asks.add(ask(peer, &place, source()?, grant)?.0);
     }
     let (mut ends, mut endless) = (Figures::default(), 0);
     for number in 1..=amount.ends {
         progress(&format!("end {number} of {}", amount.ends));
         let source = source()?;
-        let (_, asked_at) = ask(peer, &place, source, GRANT)?;
-        match end(&place, source, asked_at)? {
+        let (_, asked_at) = ask(peer, &place, source, grant)?;
+        match end(&place, source, asked_at, grant)? {
             Some(error) => ends.add(error),
             None => endless += 1,
         }
@@ -85,8 +87,8 @@ pub(crate) fn examine(peer: &mut dyn Peer, amount: Amount, progress: impl Fn(&st
     let open_after_kill = kill(peer, &mut place, source()?)?;
     progress("the ruleset flushed");
     drop(place);
-    let mut place = peer.start(GRANT)?;
-    ask(peer, &place, source()?, GRANT)?;
+    let mut place = peer.start(grant)?;
+    ask(peer, &place, source()?, grant)?;
     place.flush_ruleset()?;
     let stranger_after_flush = knock(&place, source()?)?;
     thread::sleep(Duration::from_secs(10));
@@ -130,10 +132,10 @@ fn ask(peer: &dyn Peer, place: &Place, source: Ipv4Addr, grant: Duration) -> Res
 }
 
 /// `None`: it did not end.
-fn end(place: &Place, source: Ipv4Addr, asked_at: Timestamp) -> Result<Option<f64>> {
+fn end(place: &Place, source: Ipv4Addr, asked_at: Timestamp, grant: Duration) -> Result<Option<f64>> {
     let moment = |length| asked_at.checked_add(length).context("a moment out of range");
-    let end = moment(GRANT)?;
-    let (begin, last) = (moment(GRANT / 4)?, moment(GRANT + AFTER)?);
+    let end = moment(grant)?;
+    let (begin, last) = (moment(grant.saturating_sub(BEFORE))?, moment(grant + AFTER)?);
     let pace = Duration::from_millis(2);
     let watched = place
         .user
@@ -145,11 +147,12 @@ fn end(place: &Place, source: Ipv4Addr, asked_at: Timestamp) -> Result<Option<f6
 }
 
 fn kill(peer: &dyn Peer, place: &mut Place, source: Ipv4Addr) -> Result<bool> {
-    let (_, asked_at) = ask(peer, place, source, GRANT)?;
+    let grant = peer.short();
+    let (_, asked_at) = ask(peer, place, source, grant)?;
     thread::sleep(Duration::from_secs(1));
     place.kill_daemons()?;
     let late = asked_at
-        .checked_add(GRANT + AFTER)
+        .checked_add(grant + AFTER)
         .context("a moment out of range")?;
     thread::sleep(late.since(moment::now()?));
     knock(place, source)

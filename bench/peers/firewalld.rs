@@ -21,26 +21,8 @@ const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus C
 </busconfig>
 "#;
 
-impl Peer for Firewalld {
-    fn name(&self) -> &'static str {
-        "firewalld"
-    }
-
-    fn start(&mut self, grant: Duration) -> Result<Place> {
-        let mut place = Place::make()?;
-        let socket = bus(&place);
-        place.write("bus.conf", &BUS.replace("SOCKET", &socket))?;
-        let bus = "exec dbus-daemon --config-file \"$1/bus.conf\" --nofork --nopidfile";
-        place.start_daemon("bus", bus)?;
-        let made = || Ok(std::path::Path::new(&socket).exists());
-        wait::until_true("no bus", Duration::from_secs(10), made)?;
-        // The bus is not firewalld: a crash leaves it alone.
-        place.daemons.clear();
-        self.start_again(&mut place, grant)?;
-        Ok(place)
-    }
-
-    fn start_again(&mut self, place: &mut Place, _grant: Duration) -> Result<()> {
+impl Firewalld {
+    fn start_daemons(place: &mut Place) -> Result<()> {
         let socket = bus(place);
         // Its own configuration and state, seen by it alone: all that is not allowed is dropped.
         let script = format!(
@@ -58,6 +40,26 @@ impl Peer for Firewalld {
             Ok(wait::run(&mut state, Duration::from_secs(20))?.succeeded())
         };
         wait::until_true("firewalld is not running", Duration::from_secs(30), running)
+    }
+}
+
+impl Peer for Firewalld {
+    fn name(&self) -> &'static str {
+        "firewalld"
+    }
+
+    fn start(&mut self, _grant: Duration) -> Result<Place> {
+        let mut place = Place::make()?;
+        let socket = bus(&place);
+        place.write("bus.conf", &BUS.replace("SOCKET", &socket))?;
+        let bus = "exec dbus-daemon --config-file \"$1/bus.conf\" --nofork --nopidfile";
+        place.start_daemon("bus", bus)?;
+        let made = || Ok(std::path::Path::new(&socket).exists());
+        wait::until_true("no bus", Duration::from_secs(10), made)?;
+        // The bus is not firewalld: a crash leaves it alone.
+        place.daemons.clear();
+        Self::start_daemons(&mut place)?;
+        Ok(place)
     }
 
     fn client(&self, place: &Place, source: Ipv4Addr, grant: Duration) -> Result<(At, Command)> {

@@ -15,6 +15,17 @@ pub(crate) struct Fwknop;
 const KEY: &str = "bmlnaHRsYXRjaC1iZW5jaC1yaWpuZGFlbC1rZXktMzI=";
 const HMAC: &str = "bmlnaHRsYXRjaC1iZW5jaC1obWFjLWZvci1md2tub3AtNDU2Nzg5MA==";
 
+impl Fwknop {
+    fn start_daemons(place: &mut Place) -> Result<()> {
+        place.start_daemon(
+            "fwknopd",
+            "exec fwknopd --foreground --config-file \"$1/fwknopd.conf\" --access-file \"$1/access.conf\"",
+        )?;
+        let listening = || Ok(!place.on_machine("ss", &["-Hlun", "sport = :62201"])?.is_empty());
+        wait::until_true("fwknopd does not listen", Duration::from_secs(10), listening)
+    }
+}
+
 impl Peer for Fwknop {
     fn name(&self) -> &'static str {
         "fwknop"
@@ -39,17 +50,8 @@ impl Peer for Fwknop {
             ),
         )?;
         // It writes its rules for chains that it makes itself, ahead of the drop.
-        self.start_again(&mut place, grant)?;
+        Self::start_daemons(&mut place)?;
         Ok(place)
-    }
-
-    fn start_again(&mut self, place: &mut Place, _grant: Duration) -> Result<()> {
-        place.start_daemon(
-            "fwknopd",
-            "exec fwknopd --foreground --config-file \"$1/fwknopd.conf\" --access-file \"$1/access.conf\"",
-        )?;
-        let listening = || Ok(!place.on_machine("ss", &["-Hlun", "sport = :62201"])?.is_empty());
-        wait::until_true("fwknopd does not listen", Duration::from_secs(10), listening)
     }
 
     fn client(&self, place: &Place, source: Ipv4Addr, _grant: Duration) -> Result<(At, Command)> {

@@ -12,6 +12,23 @@ use crate::place::{MACHINE, Place, quiet};
 
 pub(crate) struct Knockd;
 
+impl Knockd {
+    fn start_daemons(place: &mut Place) -> Result<()> {
+        place.start_daemon("knockd", "exec knockd -i eth0 -c \"$1/knockd.conf\" -v")?;
+        let daemon = place
+            .daemons
+            .last()
+            .map(|daemon| daemon.pid())
+            .unwrap_or_default();
+        // It says nothing when it is ready: it is, once it holds a packet socket.
+        let hears = || {
+            let sockets = place.on_machine("ss", &["-H0lp"])?;
+            Ok(sockets.contains(&format!("pid={daemon},")))
+        };
+        wait::until_true("knockd does not listen", Duration::from_secs(10), hears)
+    }
+}
+
 impl Peer for Knockd {
     fn name(&self) -> &'static str {
         "knockd"
@@ -34,23 +51,8 @@ impl Peer for Knockd {
                 rule("-D")
             ),
         )?;
-        self.start_again(&mut place, grant)?;
+        Self::start_daemons(&mut place)?;
         Ok(place)
-    }
-
-    fn start_again(&mut self, place: &mut Place, _grant: Duration) -> Result<()> {
-        place.start_daemon("knockd", "exec knockd -i eth0 -c \"$1/knockd.conf\" -v")?;
-        let daemon = place
-            .daemons
-            .last()
-            .map(|daemon| daemon.pid())
-            .unwrap_or_default();
-        // It says nothing when it is ready: it is, once it holds a packet socket.
-        let hears = || {
-            let sockets = place.on_machine("ss", &["-H0lp"])?;
-            Ok(sockets.contains(&format!("pid={daemon},")))
-        };
-        wait::until_true("knockd does not listen", Duration::from_secs(10), hears)
     }
 
     fn client(&self, _place: &Place, _source: Ipv4Addr, _grant: Duration) -> Result<(At, Command)> {

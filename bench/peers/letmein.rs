@@ -1,5 +1,6 @@
 //! letmein: an authenticated knock over TCP, a rule a source in nftables.
 
+use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +24,34 @@ impl Letmein {
             bin: tools.join("letmein/bin"),
         }
     }
+
+    fn start_daemons(&self, place: &mut Place) -> Result<()> {
+        let bin = self.bin.display().to_string();
+        for (daemon, become_user) in [
+            ("letmeinfwd", ""),
+            ("letmeind", "setpriv --reuid 64022 --regid 64022 --clear-groups "),
+        ] {
+            let script = format!(
+                "mount --bind \"$1/passwd\" /etc/passwd; mount --bind \"$1/group\" /etc/group; \
+                 mkdir -p -m 1777 \"$1/run\"; \
+                 exec {become_user}'{bin}/{daemon}' --config \"$1/letmeind.conf\" --rundir \"$1/run\" --no-systemd --seccomp off"
+            );
+            place.start_daemon(daemon, &script)?;
+            let ready = place.dir.join(if daemon == "letmeinfwd" {
+                "run/letmeinfwd/letmeinfwd.sock"
+            } else {
+                "letmeind.log"
+            });
+            wait::until_true(&format!("{daemon} is not up"), Duration::from_secs(10), || {
+                Ok(ready.exists())
+            })?;
+        }
+        let listening = || {
+            let listeners = place.on_machine("ss", &["-Hltn", "sport = :5800"])?;
+            Ok(!listeners.is_empty())
+        };
+        wait::until_true("letmeind does not listen", Duration::from_secs(10), listening)
+    }
 }
 
 impl Peer for Letmein {
@@ -34,6 +63,14 @@ impl Peer for Letmein {
         let mut place = Place::make()?;
         let rules = place.write("rules.nft", BASE)?;
         place.on_machine("nft", &["-f", &rules.display().to_string()])?;
+        // A user that exists for its daemons alone, by mounts that they alone see.
+        for (file, line) in [
+            ("passwd", "letmeind:x:64022:64022::/:/bin/false\n"),
+            ("group", "letmeind:x:64022:\n"),
+        ] {
+            let real = fs::read_to_string(Path::new("/etc").join(file)).context("reading the users")?;
+            place.write(file, &(real + line))?;
+        }
         let common = format!("[KEYS]\n{USER_AND_KEY}\n\n[RESOURCES]\n00000022 = port: 22\n");
         place.write(
             "letmeind.conf",
@@ -47,31 +84,8 @@ impl Peer for Letmein {
             "letmein.conf",
             &format!("[GENERAL]\nport = 5800\n\n[CLIENT]\ndefault-user = 00000001\n\n{common}"),
         )?;
-        self.start_again(&mut place, grant)?;
+        self.start_daemons(&mut place)?;
         Ok(place)
-    }
-
-    fn start_again(&mut self, place: &mut Place, _grant: Duration) -> Result<()> {
-        let bin = self.bin.display().to_string();
-        for daemon in ["letmeinfwd", "letmeind"] {
-            let script = format!(
-                "exec '{bin}/{daemon}' --config \"$1/letmeind.conf\" --rundir \"$1\" --no-systemd --seccomp off"
-            );
-            place.start_daemon(daemon, &script)?;
-            let ready = place.dir.join(if daemon == "letmeinfwd" {
-                "letmeinfwd/letmeinfwd.sock"
-            } else {
-                "letmeind.log"
-            });
-            wait::until_true(&format!("{daemon} is not up"), Duration::from_secs(10), || {
-                Ok(ready.exists())
-            })?;
-        }
-        let listening = || {
-            let listeners = place.on_machine("ss", &["-Hltn", "sport = :5800"])?;
-            Ok(!listeners.is_empty())
-        };
-        wait::until_true("letmeind does not listen", Duration::from_secs(10), listening)
     }
 
     fn client(&self, place: &Place, _source: Ipv4Addr, _grant: Duration) -> Result<(At, Command)> {

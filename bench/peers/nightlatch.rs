@@ -49,12 +49,6 @@ impl Peer for Nightlatch {
         Ok(place)
     }
 
-    fn start_again(&mut self, place: &mut Place, _grant: Duration) -> Result<()> {
-        let machine = self.lab()?.machine(1);
-        place.daemons.push(machine.start_agent()?);
-        machine.wait_connected()
-    }
-
     fn client(&self, _place: &Place, source: Ipv4Addr, grant: Duration) -> Result<(At, Command)> {
         let lab = self.lab()?;
         let mut request = quiet(lab.binary("nightlatch"));

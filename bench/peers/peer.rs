@@ -20,11 +20,13 @@ pub(crate) enum At {
 pub(crate) trait Peer: Sync {
     fn name(&self) -> &'static str;
 
+    /// How long a short grant is here.
+    fn short(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
     /// Brings it up with the port shut; grants last as long as that.
     fn start(&mut self, grant: Duration) -> Result<Place>;
-
-    /// Starts what was killed.
-    fn start_again(&mut self, place: &mut Place, grant: Duration) -> Result<()>;
 
     /// What a person runs to be let in from an address, and where.
     fn client(&self, place: &Place, source: Ipv4Addr, grant: Duration) -> Result<(At, Command)>;

@@ -19,7 +19,7 @@ pub(crate) fn text(found: &[Found]) -> Result<String> {
         "× nft",
         "end error, p50 (ms)",
         "max",
-        "killed 1 s into 5 s",
+        "killed 1 s into a grant",
         "ruleset flushed: a stranger",
         "1,000 grants (s)",
         "daemons on the machine, empty → 1,000 (MiB)",

@@ -33,10 +33,6 @@ impl Peer for SpawnedNft {
         Ok(place)
     }
 
-    fn start_again(&mut self, _place: &mut Place, _grant: Duration) -> Result<()> {
-        Ok(())
-    }
-
     fn client(&self, _place: &Place, source: Ipv4Addr, grant: Duration) -> Result<(At, Command)> {
         let mut nft = quiet("nft");
         nft.arg(format!(
