@@ -54,6 +54,7 @@ fn warm(world: &mut World<'_>) -> Result<f64> {
     world.expect_shut(source, door)?;
     let wish = Wish {
         machine: world.guarded_machine().name(),
+        port: door.port(),
         source,
         length: Duration::from_secs(600),
         wait: PATIENCE,

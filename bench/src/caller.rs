@@ -18,7 +18,6 @@ use tokio::task::JoinSet;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::PATIENCE;
-use crate::world::GUARDED;
 
 /// Calls at once where many are made.
 pub(crate) const AT_ONCE: usize = 64;
@@ -31,10 +30,11 @@ pub(crate) struct Caller {
     audit: AuditServiceClient<Channel>,
 }
 
-/// What is asked for: the guarded port, from one address.
+/// What is asked for: one port, from one address.
 #[derive(Clone, Debug)]
 pub(crate) struct Wish {
     pub(crate) machine: String,
+    pub(crate) port: u16,
     pub(crate) source: Ipv4Addr,
     pub(crate) length: Duration,
     /// How long the answer waits for the host.
@@ -158,8 +158,8 @@ impl Caller {
 fn asked(wish: &Wish) -> pb::CreateAccessRequestRequest {
     let port = pb::PortPattern {
         range: Some(pb::PortRange {
-            first: GUARDED.into(),
-            last: GUARDED.into(),
+            first: wish.port.into(),
+            last: wish.port.into(),
         }),
         protocol: Some(pb::Protocol::Tcp.into()),
     };

@@ -1,13 +1,13 @@
 //! What connecting costs, through the table and without one.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use nightlatch_bench::figures::Figures;
 use nightlatch_bench::probe;
 
-use crate::world::World;
+use crate::world::{self, Porches, World};
 
 /// One door: microseconds a connect and connects a second, a figure a round; and how fast its connect was beside
 /// that of the door without rules in the same round.
@@ -29,12 +29,13 @@ pub(crate) struct Doors {
 
 /// The guarded door must be open for `source`, or unguarded still.
 pub(crate) fn connects(world: &World<'_>, source: Ipv4Addr, rounds: usize, connects: usize) -> Result<Doors> {
-    let ways = [
-        world.without_rules(),
-        world.without_rules_again(),
-        world.unguarded(),
-        world.guarded(),
-    ];
+    let Porches {
+        without_rules,
+        without_rules_again,
+        unguarded,
+        guarded,
+    } = world.porches();
+    let ways = [without_rules, without_rules_again, unguarded, guarded];
     let mut doors: [Door; 4] = Default::default();
     for round in 0..rounds {
         let mut medians = [0.0; 4];
@@ -46,7 +47,7 @@ pub(crate) fn connects(world: &World<'_>, source: Ipv4Addr, rounds: usize, conne
             else {
                 continue;
             };
-            let (median, rate) = through(*way, source, connects)?;
+            let (median, rate) = through(way, source, connects)?;
             door.connect.add(median);
             door.rate.add(rate);
             *slot = median;
@@ -66,15 +67,16 @@ pub(crate) fn connects(world: &World<'_>, source: Ipv4Addr, rounds: usize, conne
 }
 
 /// One connect after another: the median in microseconds, and how many a second.
-fn through(door: SocketAddrV4, source: Ipv4Addr, connects: usize) -> Result<(f64, f64)> {
+fn through(door: &world::Door, source: Ipv4Addr, connects: usize) -> Result<(f64, f64)> {
     let mut each = Figures::default();
     let begin = Instant::now();
     for _ in 0..connects {
         let started = Instant::now();
-        let open = probe::connects(source, door, Duration::from_millis(900))?;
-        ensure!(open, "{door} is shut for {source}");
+        let open = probe::connects(source, door.at, Duration::from_millis(900))?;
+        ensure!(open, "{} is shut for {source}", door.at);
         each.add(started.elapsed().as_secs_f64() * 1e6);
     }
     let rate = connects as f64 / begin.elapsed().as_secs_f64();
+    door.porch.clear();
     Ok((each.median(), rate))
 }

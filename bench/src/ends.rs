@@ -52,6 +52,7 @@ fn open(world: &mut World<'_>) -> Result<(Ipv4Addr, Timestamp)> {
     let source = world.fresh_source();
     let end = world.caller.open(&Wish {
         machine: world.guarded_machine().name(),
+        port: world.guarded().port(),
         source,
         length: LENGTH,
         wait: PATIENCE,

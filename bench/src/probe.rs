@@ -27,11 +27,7 @@ pub struct Doorkeeper {
 
 impl Doorkeeper {
     pub fn answer(netns: &Netns, at: SocketAddrV4) -> Result<Self> {
-        let listener = netns
-            .inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, at.port())).context("listening"))
-            .with_context(|| format!("port {} of {}", at.port(), netns.name()))?;
-        // Knocking is faster than answering; a full queue would look like a shut door.
-        listen(&listener, Backlog::new(4096).context("a backlog")?).context("lengthening the queue")?;
+        let listener = listener(netns, at)?;
         let door = listener.try_clone().context("sharing a listener")?;
         let answering = thread::spawn(move || while door.accept().is_ok() {});
         Ok(Self {
@@ -50,6 +46,33 @@ impl Drop for Doorkeeper {
             answering.join().ok();
         }
     }
+}
+
+/// A door that the kernel answers alone until someone clears up: nobody wakes up while connects are timed.
+pub struct Porch(TcpListener);
+
+impl Porch {
+    pub fn open(netns: &Netns, at: SocketAddrV4) -> Result<Self> {
+        let listener = listener(netns, at)?;
+        listener
+            .set_nonblocking(true)
+            .context("making a listener not block")?;
+        Ok(Self(listener))
+    }
+
+    /// Takes in whoever has come; room is for a few thousand.
+    pub fn clear(&self) {
+        while self.0.accept().is_ok() {}
+    }
+}
+
+fn listener(netns: &Netns, at: SocketAddrV4) -> Result<TcpListener> {
+    let listener = netns
+        .inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, at.port())).context("listening"))
+        .with_context(|| format!("port {} of {}", at.port(), netns.name()))?;
+    // Knocking is faster than answering; a full queue would look like a shut door.
+    listen(&listener, Backlog::new(4096).context("a backlog")?).context("lengthening the queue")?;
+    Ok(listener)
 }
 
 /// One attempt to connect; the connection is reset at once, so that no port is kept for it.

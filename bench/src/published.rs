@@ -33,9 +33,7 @@ pub(crate) fn publish(world: &mut World<'_>, count: usize) -> Result<Published> 
     wait::until_true("the server still has the machine connected", PATIENCE, || {
         Ok(!world.caller.machine(&name)?.connected)
     })?;
-    world
-        .caller
-        .ask_many(count, numbered(name.clone(), Duration::ZERO))?;
+    world.caller.ask_many(count, numbered(world, Duration::ZERO))?;
     world.settle()?;
 
     let count_events = u64::try_from(count)?;
@@ -89,18 +87,20 @@ fn milliseconds(time: Duration) -> f64 {
 
 /// Many callers, each of whom waits for the host: milliseconds until the last has its answer.
 pub(crate) fn asked_for_at_once(world: &mut World<'_>, count: usize) -> Result<f64> {
-    let machine = world.guarded_machine().name();
     world.settle()?;
+    let wishes = numbered(world, PATIENCE);
     let started = Instant::now();
-    world.caller.ask_many(count, numbered(machine, PATIENCE))?;
+    world.caller.ask_many(count, wishes)?;
     Ok(milliseconds(started.elapsed()))
 }
 
 /// Grant number n is for the n-th address of a network of their own.
-fn numbered(machine: String, wait: Duration) -> impl Fn(usize) -> Wish {
+fn numbered(world: &World<'_>, wait: Duration) -> impl Fn(usize) -> Wish + use<> {
     const FIRST: u32 = u32::from_be_bytes([198, 18, 0, 1]);
+    let (machine, port) = (world.guarded_machine().name(), world.guarded().port());
     move |number| Wish {
         machine: machine.clone(),
+        port,
         source: Ipv4Addr::from(FIRST + u32::try_from(number).unwrap_or_default()),
         length: Duration::from_secs(2 * 3600),
         wait,

@@ -191,6 +191,7 @@ fn doors_now(world: &World<'_>, source: Ipv4Addr, sizes: &Sizes) -> Result<Doors
 fn open_for_long(world: &mut World<'_>, source: Ipv4Addr) -> Result<()> {
     let wish = Wish {
         machine: world.guarded_machine().name(),
+        port: world.porches().guarded.at.port(),
         source,
         length: Duration::from_secs(3600),
         wait: PATIENCE,

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nightlatch_bench::probe::{self, Doorkeeper};
+use nightlatch_bench::probe::{self, Doorkeeper, Porch};
 use nightlatch_tests::lab::Lab;
 use nightlatch_tests::machine::Machine;
 use nightlatch_tests::netns::ip_batch;
@@ -15,11 +15,14 @@ use nightlatch_tests::wait;
 use crate::PATIENCE;
 use crate::caller::Caller;
 
-/// A port that the policy guards, one that nobody guards, and one for a table made by hand.
-pub(crate) const GUARDED: u16 = 9000;
-const UNGUARDED: u16 = 9200;
+/// Ports that the policy guards: one for requests, one for timing connects.
+const GUARDED: u16 = 9000;
+const GUARDED_PORCH: u16 = 9001;
+const POLICY: [&str; 3] = ["22/tcp", "9000/tcp", "9001/tcp"];
+/// Ports that nobody guards, and one for a table made by hand.
+const PORCH: u16 = 9200;
+const OTHER_PORCH: u16 = 9201;
 const BY_HAND: u16 = 9300;
-const POLICY: [&str; 2] = ["22/tcp", "9000/tcp"];
 
 /// A door's silence is a shut one: an open one answers within a fraction of this.
 const SILENCE: Duration = Duration::from_millis(50);
@@ -28,8 +31,23 @@ const SILENCE: Duration = Duration::from_millis(50);
 pub(crate) struct World<'l> {
     pub(crate) lab: &'l Lab,
     pub(crate) caller: Caller,
-    doorkeepers: Vec<Doorkeeper>,
+    _doorkeepers: [Doorkeeper; 2],
+    porches: Porches,
     next_source: u16,
+}
+
+/// The doors whose connects are timed.
+pub(crate) struct Porches {
+    /// On a machine without any table, and once more.
+    pub(crate) without_rules: Door,
+    pub(crate) without_rules_again: Door,
+    pub(crate) unguarded: Door,
+    pub(crate) guarded: Door,
+}
+
+pub(crate) struct Door {
+    pub(crate) at: SocketAddrV4,
+    pub(crate) porch: Porch,
 }
 
 impl<'l> World<'l> {
@@ -42,53 +60,43 @@ impl<'l> World<'l> {
             let way = format!("route add 198.18.0.0/15 via {}", CLIENT.ipv4);
             ip_batch(Some(&machine.netns()), &[way])?;
         }
-        let mut world = Self {
+        // Enrolled both, but only the first gets a policy: the second has no table.
+        let (guarded, free) = (lab.machine(1), lab.machine(2));
+        let answer = |port| Doorkeeper::answer(&guarded.netns(), at(guarded, port));
+        let porch = |machine: Machine<'_>, port| -> Result<Door> {
+            let at = at(machine, port);
+            let porch = Porch::open(&machine.netns(), at)?;
+            Ok(Door { at, porch })
+        };
+        Ok(Self {
             lab,
             caller: Caller::connect(lab)?,
-            doorkeepers: Vec::new(),
+            _doorkeepers: [answer(GUARDED)?, answer(BY_HAND)?],
+            porches: Porches {
+                without_rules: porch(free, PORCH)?,
+                without_rules_again: porch(free, OTHER_PORCH)?,
+                unguarded: porch(guarded, PORCH)?,
+                guarded: porch(guarded, GUARDED_PORCH)?,
+            },
             next_source: 0,
-        };
-        for door in [world.guarded(), world.unguarded(), world.by_hand()] {
-            world.post_doorkeeper(world.guarded_machine(), door)?;
-        }
-        for door in [world.without_rules(), world.without_rules_again()] {
-            world.post_doorkeeper(world.free_machine(), door)?;
-        }
-        Ok(world)
-    }
-
-    fn post_doorkeeper(&mut self, machine: Machine<'_>, door: SocketAddrV4) -> Result<()> {
-        self.doorkeepers.push(Doorkeeper::answer(&machine.netns(), door)?);
-        Ok(())
+        })
     }
 
     pub(crate) const fn guarded_machine(&self) -> Machine<'l> {
         self.lab.machine(1)
     }
 
-    /// Enrolled like the other, but without a policy: no table.
-    const fn free_machine(&self) -> Machine<'l> {
-        self.lab.machine(2)
+    pub(crate) const fn porches(&self) -> &Porches {
+        &self.porches
     }
 
+    /// Where requests open.
     pub(crate) const fn guarded(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.guarded_machine().addresses().ipv4, GUARDED)
-    }
-
-    pub(crate) const fn unguarded(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.guarded_machine().addresses().ipv4, UNGUARDED)
+        at(self.guarded_machine(), GUARDED)
     }
 
     pub(crate) const fn by_hand(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.guarded_machine().addresses().ipv4, BY_HAND)
-    }
-
-    pub(crate) const fn without_rules(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.free_machine().addresses().ipv4, UNGUARDED)
-    }
-
-    pub(crate) const fn without_rules_again(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.free_machine().addresses().ipv4, BY_HAND)
+        at(self.guarded_machine(), BY_HAND)
     }
 
     pub(crate) fn agent(&self) -> Result<Process> {
@@ -153,4 +161,8 @@ impl<'l> World<'l> {
         ensure!(connected, "{door} is shut for {source}, although it was opened");
         Ok(Instant::now())
     }
+}
+
+const fn at(machine: Machine<'_>, port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(machine.addresses().ipv4, port)
 }
