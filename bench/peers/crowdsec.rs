@@ -155,9 +155,7 @@ impl Peer for Crowdsec {
         let lines: String = sources.iter().map(line).collect();
         let file = place.write("many.csv", &format!("duration,type,scope,value\n{lines}"))?;
         let mut cscli = self.cscli(place);
-        cscli
-            .args(["decisions", "import", "--format", "csv", "-i"])
-            .arg(file);
+        cscli.args(["decisions", "import", "-i"]).arg(file);
         let left = deadline.saturating_duration_since(Instant::now());
         place.machine.inside(|| wait::run(&mut cscli, left)).map(drop)
     }
