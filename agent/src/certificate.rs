@@ -1,87 +1,40 @@
 //! Whom a certificate of ours names: one URI `nightlatch://<installation>/<kind>/<id>`, nothing else counts.
 
-use nightlatch_core::id::InstallationId;
+use nightlatch_core::identity::{Identity, InvalidIdentity};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
-
-/// Each certificate is of one kind, and counts for nothing else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Server,
-    Machine,
-    Person,
-    Program,
-}
-
-impl Kind {
-    fn parse(text: &str) -> Option<Self> {
-        match text {
-            "server" => Some(Self::Server),
-            "machine" => Some(Self::Machine),
-            "person" => Some(Self::Person),
-            "program" => Some(Self::Program),
-            _ => None,
-        }
-    }
-}
-
-/// Whom a certificate names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    pub installation: InstallationId,
-    pub kind: Kind,
-    pub id: String,
-}
 
 /// The certificate names nobody of a Nightlatch installation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotOurs {
     #[error("not an X.509 certificate")]
     NotACertificate,
-    #[error("it does not have exactly one URI name of the form nightlatch://INSTALLATION/KIND/ID")]
-    NoName,
+    #[error(transparent)]
+    NoName(#[from] InvalidIdentity),
 }
 
-impl Holder {
-    /// # Errors
-    /// Anything but a certificate with just one such name.
-    pub fn of(der: &[u8]) -> Result<Self, NotOurs> {
-        let (rest, certificate) = X509Certificate::from_der(der)
-            .ok()
-            .ok_or(NotOurs::NotACertificate)?;
-        if !rest.is_empty() {
-            return Err(NotOurs::NotACertificate);
-        }
-        let names = certificate
-            .subject_alternative_name()
-            .ok()
-            .flatten()
-            .ok_or(NotOurs::NoName)?;
-        let mut uris = names.value.general_names.iter().filter_map(|name| {
-            if let GeneralName::URI(uri) = name {
-                Some(*uri)
-            } else {
-                None
-            }
-        });
-        match (uris.next(), uris.next()) {
-            (Some(uri), None) => Self::parse(uri).ok_or(NotOurs::NoName),
-            _ => Err(NotOurs::NoName),
-        }
+/// # Errors
+/// Anything but a certificate with just one such name.
+pub fn holder_of(der: &[u8]) -> Result<Identity, NotOurs> {
+    let (rest, certificate) = X509Certificate::from_der(der)
+        .ok()
+        .ok_or(NotOurs::NotACertificate)?;
+    if !rest.is_empty() {
+        return Err(NotOurs::NotACertificate);
     }
-
-    fn parse(uri: &str) -> Option<Self> {
-        let mut parts = uri.strip_prefix("nightlatch://")?.split('/');
-        let (installation, kind, id) = (parts.next()?, parts.next()?, parts.next()?);
-        if parts.next().is_some() || id.is_empty() {
-            return None;
+    let names = certificate
+        .subject_alternative_name()
+        .ok()
+        .flatten()
+        .ok_or(InvalidIdentity)?;
+    let uris = names.value.general_names.iter().filter_map(|name| {
+        if let GeneralName::URI(uri) = name {
+            Some(*uri)
+        } else {
+            None
         }
-        Some(Self {
-            installation: installation.parse().ok()?,
-            kind: Kind::parse(kind)?,
-            id: id.to_owned(),
-        })
-    }
+    });
+    Ok(Identity::from_uris(uris)?)
 }
 
 /// The SubjectPublicKeyInfo of a certificate, DER.
@@ -125,26 +78,19 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nightlatch_core::identity::Kind;
 
     const NAME: &str = "nightlatch://019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11/server/1";
 
     #[test]
     fn only_exactly_one_name_of_our_form_counts() {
         let authority = testing::authority();
-        let check = |uris: &[&str]| Holder::of(testing::leaf(&authority, "example.org", uris).0.der());
+        let check = |uris: &[&str]| holder_of(testing::leaf(&authority, "example.org", uris).0.der());
         let holder = check(&[NAME]).unwrap();
         assert_eq!((holder.kind, holder.id.as_str()), (Kind::Server, "1"));
-        for uris in [
-            vec![],
-            vec![NAME, NAME],
-            vec!["nightlatch://x/server/1"],
-            vec!["https://example.org/server/1"],
-            vec!["nightlatch://019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11/king/1"],
-            vec!["nightlatch://019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11/server/1/2"],
-            vec!["nightlatch://019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11/server/"],
-        ] {
-            assert_eq!(check(&uris), Err(NotOurs::NoName), "{uris:?}");
+        for uris in [vec![], vec![NAME, NAME], vec!["https://example.org/server/1"]] {
+            assert_eq!(check(&uris), Err(NotOurs::NoName(InvalidIdentity)), "{uris:?}");
         }
-        assert_eq!(Holder::of(b"x"), Err(NotOurs::NotACertificate));
+        assert_eq!(holder_of(b"x"), Err(NotOurs::NotACertificate));
     }
 }

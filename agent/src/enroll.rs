@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nightlatch_core::id::{InstallationId, InvalidId, MachineId, MachineName};
+use nightlatch_core::identity::{Identity, Kind};
 use nightlatch_core::signing::{InvalidKey, PublicKey, SigningKey, sha256};
 use nightlatch_core::time::Timestamp;
 use nightlatch_proto::error::Problem;
@@ -19,7 +20,7 @@ use rustls::pki_types::pem::PemObject;
 use tonic::Status;
 use zeroize::Zeroizing;
 
-use crate::certificate::{Holder, Kind, public_key_of};
+use crate::certificate::{holder_of, public_key_of};
 use crate::channel;
 use crate::identity::{CA, CERTIFICATE, ENROLLMENT, Enrollment, KEY, RECEIPT_KEY};
 use crate::ledger_file;
@@ -219,12 +220,12 @@ impl Joined {
         }
         let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes());
         let certificate = certificate.ok().ok_or_else(|| bad("certificate_pem"))?;
-        let names = Holder {
+        let names = Identity {
             installation: installation_id,
             kind: Kind::Machine,
             id: machine_id.to_string(),
         };
-        if Holder::of(&certificate) != Ok(names)
+        if holder_of(&certificate) != Ok(names)
             || public_key_of(&certificate) != Ok(keys.tls.subject_public_key_info())
         {
             return Err(bad("certificate_pem names another machine or key"));

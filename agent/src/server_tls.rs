@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use nightlatch_core::id::InstallationId;
+use nightlatch_core::identity::Kind;
 use nightlatch_core::signing::sha256;
 use nightlatch_core::time::Timestamp;
 use rustls::client::WebPkiServerVerifier;
@@ -21,7 +22,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::certificate::{Holder, Kind, NotOurs};
+use crate::certificate::{NotOurs, holder_of};
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
@@ -247,7 +248,7 @@ impl ServerCertVerifier for PinnedServer {
             }
             (verified, _) => verified,
         }?;
-        let holder = Holder::of(end_entity).map_err(|error| rejection(ServerRejected::NotOurs(error)))?;
+        let holder = holder_of(end_entity).map_err(|error| rejection(ServerRejected::NotOurs(error)))?;
         let is_ours = match &self.pin {
             Pin::Fingerprint(_) => true,
             Pin::Installation { installation, .. } => holder.installation == *installation,

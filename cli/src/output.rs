@@ -203,6 +203,10 @@ pub(crate) fn error(text: impl Display) {
     to_stderr("error:", "31", &text.to_string());
 }
 
+pub(crate) fn warn(text: impl Display) {
+    to_stderr("warning:", "33", &text.to_string());
+}
+
 pub(crate) fn hint(text: impl Display) {
     to_stderr("hint:", "36", &text.to_string());
 }

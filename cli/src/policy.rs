@@ -114,7 +114,15 @@ pub(crate) async fn set(wanted: Wanted, connection: &Connection, output: &Output
         .set_policy(&machine, &policy, etag.unwrap_or_default())
         .await?;
     write(policy, output)?;
-    let at = client.machine(&machine).await?;
+    let at = match client.machine(&machine).await {
+        Ok(at) => at,
+        Err(failure) => {
+            output::warn(format_args!(
+                "the policy is set, but whether {machine} is connected can't be found out: {failure}"
+            ));
+            return Ok(Exit::Done);
+        }
+    };
     if at.state == MachineState::Connected {
         return Ok(Exit::Done);
     }

@@ -25,6 +25,7 @@ pub mod clock;
 pub mod grant;
 pub mod host;
 pub mod id;
+pub mod identity;
 pub mod keys;
 pub mod ledger;
 pub mod openings;

@@ -406,6 +406,35 @@ mod tests {
     }
 
     #[test]
+    fn a_field_that_this_version_does_not_know_is_told_from_other_faults() {
+        #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Known {
+            known: u8,
+        }
+        let public = key().public();
+        let read = |payload: &str| {
+            let envelope = key().seal(TYPE, payload.as_bytes());
+            open_json::<Known>(&envelope, TYPE, LONGEST_ENVELOPE, |_| Some(&public))
+                .map_err(|rejected| rejected.code())
+        };
+        assert_eq!(read(r#"{"known":1}"#), Ok(Known { known: 1 }));
+        // What the JSON library writes tells the two apart.
+        assert_eq!(
+            read(r#"{"known":1,"only_interface":"eth0"}"#),
+            Err("FIELD_UNKNOWN")
+        );
+        for payload in [
+            r#"{"known":"unknown field"}"#,
+            r#"{"known":1,"known":1}"#,
+            "{}",
+            "[",
+        ] {
+            assert_eq!(read(payload), Err("PAYLOAD_MALFORMED"), "{payload}");
+        }
+    }
+
+    #[test]
     fn keys_survive_their_pem_form() {
         let pem = key().to_pem().unwrap();
         assert_eq!(SigningKey::from_pem(&pem).unwrap().public(), key().public());

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use nightlatch_core::identity::{Identity, Kind};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -73,9 +74,8 @@ impl ServerCertVerifier for KindVerifier {
     }
 }
 
-/// Exactly one URI among the names, `nightlatch://INSTALLATION/server/ID`.
 fn is_server(certificate: &CertificateDer<'_>) -> bool {
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
+    let Ok((&[], certificate)) = X509Certificate::from_der(certificate) else {
         return false;
     };
     let Ok(Some(names)) = certificate.subject_alternative_name() else {
@@ -85,33 +85,5 @@ fn is_server(certificate: &CertificateDer<'_>) -> bool {
         GeneralName::URI(uri) => Some(*uri),
         _ => None,
     });
-    matches!(uris.collect::<Vec<_>>().as_slice(), [uri] if is_server_uri(uri))
-}
-
-fn is_server_uri(uri: &str) -> bool {
-    let Some(rest) = uri.strip_prefix("nightlatch://") else {
-        return false;
-    };
-    let parts: Vec<&str> = rest.split('/').collect();
-    matches!(parts.as_slice(), [installation, "server", id] if !installation.is_empty() && !id.is_empty())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_server_has_a_servers_uri() {
-        assert!(is_server_uri("nightlatch://019aa0b2/server/019aa0b3"));
-        for uri in [
-            "nightlatch://019aa0b2/person/alice",
-            "nightlatch://019aa0b2/machine/server",
-            "nightlatch://019aa0b2/server/a/b",
-            "nightlatch://019aa0b2/server/",
-            "nightlatch:///server/a",
-            "https://019aa0b2/server/a",
-        ] {
-            assert!(!is_server_uri(uri), "{uri}");
-        }
-    }
+    Identity::from_uris(uris).is_ok_and(|identity| identity.kind == Kind::Server)
 }

@@ -72,7 +72,10 @@ impl Authority {
             Kind::Server => "server",
             Kind::Person => "person",
         };
-        let uri = Ia5String::try_from(format!("nightlatch://test/{kind}/me")).unwrap();
+        let uri = Ia5String::try_from(format!(
+            "nightlatch://019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11/{kind}/me"
+        ))
+        .unwrap();
         params.subject_alt_names.push(SanType::URI(uri));
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,

@@ -342,6 +342,9 @@ impl MachineService for Answers {
         request: Request<pb::GetMachineRequest>,
     ) -> Result<Response<pb::Machine>, Status> {
         let machine = request.into_inner().name.replace("machines/", "");
+        if machine.starts_with("lost") {
+            return Err(Status::unavailable("the store is not available"));
+        }
         Ok(Response::new(pb::Machine {
             connected: !machine.starts_with("away"),
             display_name: machine,

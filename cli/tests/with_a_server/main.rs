@@ -158,6 +158,18 @@ fn a_policy_for_a_machine_that_is_away_is_exit_3_and_says_when_it_takes_effect()
 }
 
 #[test]
+fn a_policy_that_was_set_is_told_so_even_if_nothing_more_can_be_found_out() {
+    let fake = Fake::start();
+    let output = fake.run(&["policy", "set", "lost-1", "--port", "22/tcp"]);
+    assert_ends(
+        &output,
+        0,
+        &["warning: the policy is set, but whether lost-1 is connected can't be found out"],
+    );
+    assert!(text(&output.stdout).contains("22/tcp"));
+}
+
+#[test]
 fn interrupted_while_waiting_says_that_the_request_stands() {
     let fake = Fake::start();
     let mut child = fake

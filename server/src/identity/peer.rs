@@ -26,24 +26,20 @@ impl Peer {
     /// # Errors
     /// Anything but a certificate with exactly one URI name that is an identity.
     pub fn read(certificate: &[u8]) -> Result<Self, InvalidCertificate> {
-        let (_, parsed) = X509Certificate::from_der(certificate)
-            .ok()
-            .ok_or(InvalidCertificate::Malformed)?;
+        let parsed = parse(certificate)?;
         let names = parsed
             .subject_alternative_name()
             .ok()
             .flatten()
             .ok_or(InvalidCertificate::NoIdentity)?;
-        let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        let uris = names.value.general_names.iter().filter_map(|name| match name {
             GeneralName::URI(uri) => Some(*uri),
             _ => None,
         });
-        let (Some(uri), None) = (uris.next(), uris.next()) else {
-            return Err(InvalidCertificate::NoIdentity);
-        };
-        let identity = uri.parse().ok().ok_or(InvalidCertificate::NoIdentity)?;
         Ok(Self {
-            identity,
+            identity: Identity::from_uris(uris)
+                .ok()
+                .ok_or(InvalidCertificate::NoIdentity)?,
             fingerprint: fingerprint(certificate),
         })
     }
@@ -54,11 +50,17 @@ impl Peer {
 /// # Errors
 /// Anything but an X.509 certificate.
 pub fn valid_until(certificate: &[u8]) -> Result<Timestamp, InvalidCertificate> {
-    let (_, parsed) = X509Certificate::from_der(certificate)
-        .ok()
-        .ok_or(InvalidCertificate::Malformed)?;
+    let parsed = parse(certificate)?;
     let seconds = parsed.validity().not_after.timestamp();
     Timestamp::from_micros(seconds.saturating_mul(1_000_000)).ok_or(InvalidCertificate::Malformed)
+}
+
+/// One certificate has one form: nothing comes after it.
+fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, InvalidCertificate> {
+    match X509Certificate::from_der(certificate) {
+        Ok((&[], parsed)) => Ok(parsed),
+        _ => Err(InvalidCertificate::Malformed),
+    }
 }
 
 #[cfg(test)]
@@ -99,6 +101,9 @@ mod tests {
         assert!(ca.issue_server(&server, &["a b".to_owned()], now).is_err());
         assert_eq!(Peer::read(ca.certificate()), Err(InvalidCertificate::NoIdentity));
         assert_eq!(Peer::read(b"x"), Err(InvalidCertificate::Malformed));
+        let mut longer = issued.certificate.to_vec();
+        longer.push(0);
+        assert_eq!(Peer::read(&longer), Err(InvalidCertificate::Malformed));
     }
 
     #[test]

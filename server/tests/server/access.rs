@@ -12,6 +12,12 @@ use crate::world::{SOON, World, ask, problem, seconds, ssh_rule, until};
 
 async fn connected(world: &World, name: &str) -> tokio::task::JoinHandle<Host> {
     let attending = Host::enrol(world, name).await.attend(world).await;
+    heard(world, name).await;
+    attending
+}
+
+/// Waits until a machine has said what its ceiling is.
+async fn heard(world: &World, name: &str) {
     let admin = world.client(&world.admin()).await;
     until(async || {
         let call = pb::GetMachineRequest {
@@ -28,7 +34,6 @@ async fn connected(world: &World, name: &str) -> tokio::task::JoinHandle<Host> {
             .is_some()
     })
     .await;
-    attending
 }
 
 #[tokio::test]
@@ -97,15 +102,7 @@ async fn a_request_for_an_away_machine_waits_and_is_signed_when_it_connects() {
     assert_eq!(states.first(), Some(&Waiting));
     assert_eq!(states.last(), Some(&Open));
     // Its time runs from the moment it was signed.
-    let get = pb::GetAccessRequestRequest { name: request.name };
-    let outcome = alice
-        .access
-        .get_access_request(get)
-        .await
-        .unwrap()
-        .into_inner()
-        .outcomes
-        .remove(0);
+    let outcome = alice.outcome(&request.name).await;
     let left = outcome.end_time.unwrap().seconds - world.clock.now().micros() / 1_000_000;
     assert!((590..=600).contains(&left), "{left}");
 }
@@ -123,22 +120,8 @@ async fn what_waits_is_decided_again_by_the_policy_in_force_then() {
     };
     admin.set_policy("web-1", vec![stricter]).await;
     let _attending = host.attend(&world).await;
-    let outcome = async || {
-        let get = pb::GetAccessRequestRequest {
-            name: request.name.clone(),
-        };
-        alice
-            .clone()
-            .access
-            .get_access_request(get)
-            .await
-            .unwrap()
-            .into_inner()
-            .outcomes
-            .remove(0)
-    };
-    until(async || outcome().await.state() == Refused).await;
-    assert_eq!(outcome().await.reason, "DURATION_TOO_LONG");
+    until(async || alice.outcome(&request.name).await.state() == Refused).await;
+    assert_eq!(alice.outcome(&request.name).await.reason, "DURATION_TOO_LONG");
 }
 
 #[tokio::test]
@@ -186,12 +169,8 @@ async fn what_waits_can_be_withdrawn_and_lapses_after_a_day() {
     let lapsed = alice.request(ask(&["web-1"], 0)).await.unwrap();
     world.clock.advance(Duration::from_secs(24 * 3600));
     assert!(alice.waiting().await.is_empty());
-    let get = pb::GetAccessRequestRequest { name: lapsed.name };
-    let shown = alice.access.get_access_request(get).await.unwrap().into_inner();
-    assert_eq!(
-        (shown.outcomes[0].state(), shown.outcomes[0].reason.as_str()),
-        (Ended, "LAPSED")
-    );
+    let shown = alice.outcome(&lapsed.name).await;
+    assert_eq!((shown.state(), shown.reason.as_str()), (Ended, "LAPSED"));
     let mut link = Link::connect(host, &world).await.unwrap();
     link.until(world.clock.now(), |answer| {
         matches!(answer, Answer::AssignmentPart(_)).then_some(())
@@ -251,21 +230,7 @@ async fn each_refusal_has_its_code_and_field() {
         ..ssh_rule()
     };
     admin.set_policy("web-1", vec![rule]).await;
-    until(async || {
-        let call = pb::GetMachineRequest {
-            name: "machines/web-1".to_owned(),
-        };
-        admin
-            .clone()
-            .machines
-            .get_machine(call)
-            .await
-            .unwrap()
-            .into_inner()
-            .ceiling
-            .is_some()
-    })
-    .await;
+    heard(&world, "web-1").await;
 
     type Change = fn(&mut pb::CreateAccessRequestRequest);
     fn wish(call: &mut pb::CreateAccessRequestRequest) -> &mut pb::AccessRequest {
@@ -412,15 +377,7 @@ async fn a_host_that_refuses_says_why_and_one_that_is_silent_keeps_nobody_waitin
         matches!(answer, Answer::ReceiptsStored(_)).then_some(())
     })
     .await;
-    let get = pb::GetAccessRequestRequest { name: silent.name };
-    let outcome = alice
-        .access
-        .get_access_request(get)
-        .await
-        .unwrap()
-        .into_inner()
-        .outcomes
-        .remove(0);
+    let outcome = alice.outcome(&silent.name).await;
     // The host took it after all when it was sent, which came later than the refusal was written here.
     assert!(matches!(outcome.state(), Refused | Open));
     assert_eq!(admin.events_of("grant.refused").await[0].reason, "TIME_UNKNOWN");
