@@ -1,6 +1,6 @@
 //! Joining an installation: keys are made here and never leave, the token's certificate authority is pinned.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
@@ -8,16 +8,20 @@ use std::time::Duration;
 
 use nightlatch_core::id::{InstallationId, InvalidId, MachineId, MachineName};
 use nightlatch_core::identity::{Identity, Kind};
-use nightlatch_core::signing::{InvalidKey, PublicKey, SigningKey, sha256};
+use nightlatch_core::signing::{InvalidKey, PublicKey, SigningKey, hex, sha256};
 use nightlatch_core::time::Timestamp;
 use nightlatch_proto::error::Problem;
 use nightlatch_proto::pb;
 use nightlatch_proto::pb::enrollment_service_client::EnrollmentServiceClient;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::User;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tonic::Status;
+use tonic::transport::Channel;
+use tracing::info;
 use zeroize::Zeroizing;
 
 use crate::certificate::{holder_of, public_key_of};
@@ -31,7 +35,10 @@ use crate::token::{MalformedToken, Token};
 const CALL_PATIENCE: Duration = Duration::from_secs(20);
 const MOST_ADDRESSES: usize = 16;
 
-/// Why this host did not join. Nothing is left behind.
+/// The SHA-256 of the secret that a draft's keys were made for.
+const TOKEN: &str = "token.sha256";
+
+/// Why this host did not join. Nothing is left behind, except where it may be taken in already.
 #[derive(Debug, thiserror::Error)]
 pub enum NotEnrolled {
     #[error(transparent)]
@@ -58,8 +65,21 @@ pub enum NotEnrolled {
     Connection(#[from] NoConnection),
     #[error("the connection failed before the server answered: try again")]
     Transport(#[source] tonic::transport::Error),
-    #[error("the server did not answer within {} s: try again", CALL_PATIENCE.as_secs())]
+    #[error("the server did not answer within {} s", CALL_PATIENCE.as_secs())]
     Silent,
+    #[error("the connection broke before the answer")]
+    AnswerLost(#[source] Box<Status>),
+    #[error(
+        "the server may have taken this machine in: enrol again with the same token within its 24 hours, which \
+         continues this enrolment with the keys kept in {}", kept.display()
+    )]
+    Unfinished {
+        kept: PathBuf,
+        #[source]
+        reason: Box<Self>,
+    },
+    #[error("another enrolment is under way in {}: wait for its end", .0.display())]
+    UnderWay(PathBuf),
     #[error("the server refused ({}): {}", .0.reason, .0.message)]
     Refused(Problem),
     #[error("the server's answer does not fit ({0}): update agent and server to the same version")]
@@ -85,14 +105,39 @@ pub async fn enroll(
     let token: Token = token.parse()?;
     let name = machine_name(name)?;
     check_free(state)?;
-    let draft = Draft::new(state.path())?;
-    let keys = Keys::generate()?;
-    draft.write(KEY, keys.tls.serialize_pem().as_bytes())?;
-    let pem = Zeroizing::new(keys.receipt.to_pem().map_err(NotEnrolled::ReceiptKey)?);
-    draft.write(RECEIPT_KEY, pem.as_bytes())?;
+    let mut draft = Draft::open(state.path())?;
+    let keys = draft.keys(&token)?;
+    let channel = connect(&token).await?;
+    // From here on the server may have taken the machine in, whatever comes of it here.
+    draft.is_kept = true;
+    let joined = match join(channel, &token, &name, &keys, now, &draft).await {
+        Ok(joined) => joined,
+        Err(error) if error.is_final() => {
+            draft.is_kept = false;
+            return Err(error);
+        }
+        Err(error) => {
+            return Err(NotEnrolled::Unfinished {
+                kept: draft.folder.clone(),
+                reason: Box::new(error),
+            });
+        }
+    };
+    draft.put_in_place()?;
+    Ok(joined)
+}
 
-    let answer = ask(&token, &name, &keys).await?;
-    let joined = Joined::read(answer, &token, &keys, now)?;
+/// Asks the server, and writes down what it answers.
+async fn join(
+    channel: Channel,
+    token: &Token,
+    name: &MachineName,
+    keys: &Keys,
+    now: Timestamp,
+    draft: &Draft,
+) -> Result<Enrollment, NotEnrolled> {
+    let answer = ask(channel, token, name, keys).await?;
+    let joined = Joined::read(answer, token, keys, now)?;
     draft.write(CERTIFICATE, joined.certificate_pem.as_bytes())?;
     draft.write(CA, joined.ca_pem.as_bytes())?;
     let json = serde_json::to_vec_pretty(&joined.enrollment);
@@ -101,8 +146,28 @@ pub async fn enroll(
         .ok_or(NotEnrolled::BadAnswer("its fields are no JSON"))?;
     draft.write(LEDGER, ledger_file::HEADER)?;
     draft.write(ENROLLMENT, &json)?;
-    draft.put_in_place()?;
     Ok(joined.enrollment)
+}
+
+impl NotEnrolled {
+    /// Whether the server has said that it takes nobody in.
+    const fn is_final(&self) -> bool {
+        use tonic::Code;
+        let Self::Refused(problem) = self else {
+            return false;
+        };
+        matches!(
+            problem.code,
+            Code::InvalidArgument
+                | Code::PermissionDenied
+                | Code::AlreadyExists
+                | Code::NotFound
+                | Code::FailedPrecondition
+                | Code::ResourceExhausted
+                | Code::Unauthenticated
+                | Code::Unimplemented
+        )
+    }
 }
 
 fn machine_name(given: Option<&str>) -> Result<MachineName, NotEnrolled> {
@@ -156,22 +221,33 @@ impl Keys {
     }
 }
 
-async fn ask(token: &Token, name: &MachineName, keys: &Keys) -> Result<pb::EnrollResponse, NotEnrolled> {
+async fn connect(token: &Token) -> Result<Channel, NotEnrolled> {
+    let config =
+        server_tls::client_config(Pin::Fingerprint(token.ca_sha256), None).map_err(NotEnrolled::Tls)?;
+    let stream = server_tls::connect(&token.server, config).await?;
+    channel::over(stream, &token.server)
+        .await
+        .map_err(NotEnrolled::Transport)
+}
+
+async fn ask(
+    channel: Channel,
+    token: &Token,
+    name: &MachineName,
+    keys: &Keys,
+) -> Result<pb::EnrollResponse, NotEnrolled> {
     let request = pb::EnrollRequest {
         secret: token.secret.to_string(),
         machine_name: name.to_string(),
         certificate_request_pem: keys.certificate_request()?,
         receipt_public_key: keys.receipt.public().to_spki(),
     };
-    let config =
-        server_tls::client_config(Pin::Fingerprint(token.ca_sha256), None).map_err(NotEnrolled::Tls)?;
-    let stream = server_tls::connect(&token.server, config).await?;
-    let channel = channel::over(stream, &token.server)
-        .await
-        .map_err(NotEnrolled::Transport)?;
     let mut client = EnrollmentServiceClient::new(channel);
     match tokio::time::timeout(CALL_PATIENCE, client.enroll(request)).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) if std::error::Error::source(&status).is_some() => {
+            Err(NotEnrolled::AnswerLost(Box::new(status)))
+        }
         Ok(Err(status)) => Err(refused(&status)),
         Err(_elapsed) => Err(NotEnrolled::Silent),
     }
@@ -251,10 +327,14 @@ impl Joined {
     }
 }
 
-/// The state directory as it will be, beside its place. Taken away again unless it is put there.
+/// The state directory as it will be, beside its place. Taken away again unless it is put there or kept.
 struct Draft {
     folder: PathBuf,
     place: PathBuf,
+    /// The server may have taken the machine in with the keys in here.
+    is_kept: bool,
+    /// One enrolment at a time.
+    _lock: Flock<File>,
     done: bool,
 }
 
@@ -264,6 +344,23 @@ fn owner_of(place: &Path) -> io::Result<Option<(u32, u32)>> {
         Ok(found) => Ok(Some((found.uid(), found.gid()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(owner_by_default(place)),
         Err(error) => Err(error),
+    }
+}
+
+/// What an earlier try has left is taken up, unless someone else has put it there.
+fn make_or_find(folder: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let found = fs::symlink_metadata(folder)?;
+            let user = nix::unistd::geteuid().as_raw();
+            let is_ours = found.uid() == user || owner.is_some_and(|(owner, _)| owner == found.uid());
+            if found.is_dir() && is_ours {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        }
+        made => made,
     }
 }
 
@@ -282,7 +379,8 @@ fn owner_by_default(place: &Path) -> Option<(u32, u32)> {
 }
 
 impl Draft {
-    fn new(place: &Path) -> Result<Self, NotEnrolled> {
+    /// Makes the draft, or opens the one that an earlier try has left.
+    fn open(place: &Path) -> Result<Self, NotEnrolled> {
         let disk = |path: &Path, source| NotEnrolled::Disk {
             path: path.to_owned(),
             source,
@@ -292,21 +390,60 @@ impl Draft {
             fs::create_dir_all(parent).map_err(|source| disk(parent, source))?;
         }
         let mut folder = place.clone().into_os_string();
-        folder.push(format!(".new-{}", std::process::id()));
+        folder.push(".joining");
         let folder = PathBuf::from(folder);
-        let made = DirBuilder::new().mode(0o700).create(&folder);
-        made.map_err(|source| disk(&folder, source))?;
+        let owner = owner_of(&place).map_err(|source| disk(&place, source))?;
+        make_or_find(&folder, owner).map_err(|source| disk(&folder, source))?;
+        let opened = File::open(&folder).map_err(|source| disk(&folder, source))?;
+        let lock = match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(NotEnrolled::UnderWay(folder)),
+            Err((_, errno)) => return Err(disk(&folder, errno.into())),
+        };
+        let is_kept = folder.join(TOKEN).exists();
         let draft = Self {
             folder,
             place,
+            is_kept,
+            _lock: lock,
             done: false,
         };
-        let owner = owner_of(&draft.place).map_err(|source| disk(&draft.place, source))?;
         if let Some((user, group)) = owner {
             let given = chown(&draft.folder, Some(user), Some(group));
             given.map_err(|source| disk(&draft.folder, source))?;
         }
         Ok(draft)
+    }
+
+    /// The keys that an earlier try with this token has left, or new ones.
+    fn keys(&mut self, token: &Token) -> Result<Keys, NotEnrolled> {
+        let secret = hex(&sha256(token.secret.as_bytes()));
+        if let Some(keys) = self.kept_keys(&secret) {
+            info!(folder = %self.folder.display(), "continuing an enrolment whose answer was lost, with its keys");
+            return Ok(keys);
+        }
+        self.is_kept = false;
+        let keys = Keys::generate()?;
+        self.write(KEY, keys.tls.serialize_pem().as_bytes())?;
+        let pem = Zeroizing::new(keys.receipt.to_pem().map_err(NotEnrolled::ReceiptKey)?);
+        self.write(RECEIPT_KEY, pem.as_bytes())?;
+        self.write(TOKEN, secret.as_bytes())?;
+        Ok(keys)
+    }
+
+    fn kept_keys(&self, secret: &str) -> Option<Keys> {
+        let read = |name| fs::read_to_string(self.folder.join(name)).ok();
+        if read(TOKEN)? != secret {
+            return None;
+        }
+        let (tls, receipt) = (
+            read(KEY).map(Zeroizing::new)?,
+            read(RECEIPT_KEY).map(Zeroizing::new)?,
+        );
+        Some(Keys {
+            tls: KeyPair::from_pem(&tls).ok()?,
+            receipt: SigningKey::from_pem(&receipt).ok()?,
+        })
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), NotEnrolled> {
@@ -325,6 +462,8 @@ impl Draft {
         // An empty directory gives way to a rename (rename(2)).
         fs::rename(&self.folder, &self.place).map_err(disk)?;
         self.done = true;
+        // Without it nothing is missing.
+        drop(fs::remove_file(self.place.join(TOKEN)));
         state::sync_folder_of(&self.place).map_err(|source| NotEnrolled::Disk {
             path: self.place.clone(),
             source,
@@ -334,7 +473,7 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if !self.done {
+        if !self.done && !self.is_kept {
             drop(fs::remove_dir_all(&self.folder));
         }
     }
@@ -348,17 +487,44 @@ mod tests {
     fn a_draft_appears_whole_or_not_at_all() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("state");
-        let draft = Draft::new(&place).unwrap();
+        let draft = Draft::open(&place).unwrap();
         draft.write("file", b"x").unwrap();
         drop(draft);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 
         fs::create_dir(&place).unwrap();
-        let draft = Draft::new(&place).unwrap();
+        let draft = Draft::open(&place).unwrap();
         draft.write("file", b"x").unwrap();
         draft.put_in_place().unwrap();
         assert_eq!(fs::read(place.join("file")).unwrap(), b"x");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn keys_are_kept_for_the_same_token_and_for_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("state");
+        std::os::unix::fs::symlink("/nonexistent", folder.path().join("state.joining")).unwrap();
+        assert!(matches!(Draft::open(&place), Err(NotEnrolled::Disk { .. })));
+        fs::remove_file(folder.path().join("state.joining")).unwrap();
+        let token = |secret: &str| Token {
+            secret: Zeroizing::new(secret.to_owned()),
+            server: "127.0.0.1:1".to_owned(),
+            ca_sha256: [0; 32],
+        };
+        let public = |keys: &Keys| (keys.tls.subject_public_key_info(), keys.receipt.public());
+        let mut draft = Draft::open(&place).unwrap();
+        let first = public(&draft.keys(&token("one")).unwrap());
+        assert!(matches!(Draft::open(&place), Err(NotEnrolled::UnderWay(_))));
+        draft.is_kept = true;
+        drop(draft);
+        let mut draft = Draft::open(&place).unwrap();
+        assert_eq!(public(&draft.keys(&token("one")).unwrap()), first);
+        drop(draft);
+        let mut draft = Draft::open(&place).unwrap();
+        assert_ne!(public(&draft.keys(&token("two")).unwrap()), first);
+        drop(draft);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]
@@ -371,7 +537,7 @@ mod tests {
         let place = folder.path().join("state");
         fs::create_dir(&place).unwrap();
         chown(&place, Some(64_001), Some(64_002)).unwrap();
-        let draft = Draft::new(&place).unwrap();
+        let draft = Draft::open(&place).unwrap();
         draft.write("file", b"x").unwrap();
         draft.put_in_place().unwrap();
         for path in [place.clone(), place.join("file")] {
