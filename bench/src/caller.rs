@@ -174,6 +174,7 @@ fn asked(wish: &Wish) -> pb::CreateAccessRequestRequest {
         machines: vec![format!("machines/{}", wish.machine)],
         access_request: Some(access_request),
         wait: Some(length(wish.wait)),
+        request_id: String::new(),
     }
 }
 

@@ -98,6 +98,12 @@ fn is_timeout(status: &Status) -> bool {
     }
 }
 
+/// Whether the connection ended before an answer: what became of the call isn't known.
+fn has_broken(status: &Status) -> bool {
+    let told = status.source().map(Why::of);
+    matches!(told, Some(None | Some(Why::Broken | Why::Network(_))))
+}
+
 fn endpoint(settings: &Settings, credentials: &Credentials) -> Result<Endpoint, InvalidSettings> {
     let server = &settings.server;
     let tls = ClientTlsConfig::new()

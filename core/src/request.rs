@@ -154,6 +154,21 @@ pub enum DenialReason {
     EndPassed(Timestamp),
     #[error(transparent)]
     BeyondCeiling(#[from] CeilingExceeded),
+    #[error(
+        "you have {0} live grants and waiting requests on this machine, the most one may have: end some with \
+         `nightlatch done`"
+    )]
+    TooManyOwn(u64),
+    #[error(
+        "the machine has {0} live grants and waiting requests, the most it may have: wait until some end, or have \
+         an administrator end them with `nightlatch revoke`"
+    )]
+    TooMany(u64),
+    #[error(
+        "the machine's live grants are longer than {0} bytes together, the most it takes: wait until some end, or \
+         have an administrator end them with `nightlatch revoke`"
+    )]
+    TooLongTogether(u64),
     #[error("the host's file has no [ceiling], so the host takes no grant: add one to its agent.toml")]
     NoCeiling,
 }
@@ -173,6 +188,9 @@ impl DenialReason {
             Self::TooShort => "DURATION_TOO_SHORT",
             Self::EndPassed(_) => "END_PASSED",
             Self::BeyondCeiling(exceeded) => exceeded.code(),
+            Self::TooManyOwn(_) => "TOO_MANY_OWN_GRANTS",
+            Self::TooMany(_) => "TOO_MANY_GRANTS",
+            Self::TooLongTogether(_) => "GRANTS_TOO_LONG",
             Self::NoCeiling => "NO_CEILING",
         }
     }

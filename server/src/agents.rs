@@ -16,9 +16,9 @@ use nightlatch_proto::convert::agent::HostState;
 use crate::audit;
 use crate::issuer::Issuer;
 use crate::policies;
-use crate::store::grants::{self, Said};
+use crate::store::grants::{self, Note, Said};
 use crate::store::machines::{self, Machine, SignedPolicy};
-use crate::store::{Change, StoreError, assignments, events};
+use crate::store::{Change, StoreError, assignments};
 
 /// Keeps connected agents at what the store says.
 pub struct Agents {
@@ -76,7 +76,7 @@ impl Agents {
         let message = format!("connected with agent {}", state.agent_version);
         let mut event = machine_event(&machine, EventKind::MachineConnected, message, now);
         event.address = Some(address.to_owned());
-        events::record(change.connection(), &event, None).await?;
+        change.record(&event, None);
 
         let generation = generation_after(&machine, state, now);
         let ceiling = state
@@ -154,7 +154,7 @@ impl Agents {
         let mut event = machine_event(machine, EventKind::PolicySet, message.to_owned(), now);
         event.actor = audit::SERVER.to_owned();
         event.reason = Some("POLICY_RESIGNED".to_owned());
-        events::record(change.connection(), &event, None).await?;
+        change.record(&event, None);
         Ok(rank)
     }
 
@@ -239,7 +239,12 @@ impl Agents {
         let mut change = self.issuer.store.change().await?;
         let machine = machines::by_id(change.connection(), id).await?;
         for grant in assignments::never_opened(change.connection(), id, generation).await? {
-            grants::note(change.connection(), grant, Said::Closed("NEVER_OPENED"), now).await?;
+            let note = Note {
+                id: grant,
+                at: now,
+                reason: "NEVER_OPENED".to_owned(),
+            };
+            grants::note(change.connection(), Said::Closed, &[note]).await?;
             let message = "ended before the host opened it".to_owned();
             let mut event = machine_event(&machine, EventKind::GrantClosed, message, now);
             event.grant = Some(grant);
@@ -247,7 +252,7 @@ impl Agents {
             let subject = grants::find(change.connection(), grant)
                 .await?
                 .map(|grant| grant.subject);
-            events::record(change.connection(), &event, subject.as_ref()).await?;
+            change.record(&event, subject.as_ref());
         }
         change.commit().await?;
         self.issuer.fleet.tell(id);
@@ -269,7 +274,7 @@ impl Agents {
         let machine = machines::by_id(change.connection(), id).await?;
         let mut event = machine_event(&machine, EventKind::MachineReported, message, now);
         event.reason = Some(code.to_owned());
-        events::record(change.connection(), &event, None).await?;
+        change.record(&event, None);
         change.commit().await
     }
 
@@ -282,7 +287,7 @@ impl Agents {
         let machine = machines::by_id(change.connection(), id).await?;
         machines::seen(change.connection(), id, now).await?;
         let event = machine_event(&machine, EventKind::MachineDisconnected, why.to_owned(), now);
-        events::record(change.connection(), &event, None).await?;
+        change.record(&event, None);
         change.commit().await?;
         self.issuer.fleet.tell(id);
         Ok(())
@@ -317,7 +322,7 @@ async fn set_back(
     let mut event = machine_event(machine, EventKind::MachineReported, message, now);
     event.actor = audit::SERVER.to_owned();
     event.reason = Some("GENERATION_SET_BACK".to_owned());
-    events::record(change.connection(), &event, None).await?;
+    change.record(&event, None);
     Ok(true)
 }
 

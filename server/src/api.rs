@@ -6,6 +6,7 @@ pub mod audit;
 pub mod door;
 pub mod enrollment;
 pub mod machine;
+pub mod passing;
 pub mod permissions;
 mod shown;
 mod status;

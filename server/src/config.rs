@@ -5,8 +5,11 @@ use std::io::Read;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use nightlatch_core::ledger::MOST_GRANTS;
 use serde::Deserialize;
 use tracing::Level;
+
+use crate::issuer::Bounds;
 
 /// Where the file is if no other is named.
 pub const DEFAULT_FILE: &str = "/etc/nightlatch/server.toml";
@@ -22,6 +25,32 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     pub listen_agents: SocketAddr,
     pub log: Level,
+    pub limits: Limits,
+}
+
+/// How much the server takes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Of people and programs.
+    pub connections: usize,
+    /// From one IPv4 address, or one IPv6 network of 64 bits.
+    pub connections_per_address: usize,
+    pub agent_connections: usize,
+    pub grants: Bounds,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            connections_per_address: 1024,
+            agent_connections: 16_384,
+            grants: Bounds {
+                per_caller: 100,
+                per_machine: 12_000,
+            },
+        }
+    }
 }
 
 /// Why the configuration can't be used.
@@ -41,6 +70,7 @@ impl Default for ServerConfig {
             listen: any(7443),
             listen_agents: any(7444),
             log: Level::INFO,
+            limits: Limits::default(),
         }
     }
 }
@@ -52,6 +82,71 @@ struct RawConfig {
     listen: Option<String>,
     listen_agents: Option<String>,
     log: Option<String>,
+    #[serde(default)]
+    limits: RawLimits,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLimits {
+    connections: Option<u64>,
+    connections_per_address: Option<u64>,
+    agent_connections: Option<u64>,
+    grants_per_caller_and_machine: Option<u64>,
+    grants_per_machine: Option<u64>,
+}
+
+impl TryFrom<RawLimits> for Limits {
+    type Error = String;
+
+    fn try_from(raw: RawLimits) -> Result<Self, String> {
+        let RawLimits {
+            connections,
+            connections_per_address,
+            agent_connections,
+            grants_per_caller_and_machine,
+            grants_per_machine,
+        } = raw;
+        let default = Self::default();
+        let most_grants = MOST_GRANTS as u64;
+        let places = |key, given: Option<u64>, default: usize| {
+            number(key, given, default as u64, MOST_CONNECTIONS).map(|number| number as usize)
+        };
+        let per_machine = number(
+            "grants_per_machine",
+            grants_per_machine,
+            default.grants.per_machine,
+            most_grants,
+        )?;
+        Ok(Self {
+            connections: places("connections", connections, default.connections)?,
+            connections_per_address: places(
+                "connections_per_address",
+                connections_per_address,
+                default.connections_per_address,
+            )?,
+            agent_connections: places("agent_connections", agent_connections, default.agent_connections)?,
+            grants: Bounds {
+                per_caller: number(
+                    "grants_per_caller_and_machine",
+                    grants_per_caller_and_machine,
+                    default.grants.per_caller,
+                    most_grants,
+                )?,
+                per_machine,
+            },
+        })
+    }
+}
+
+/// More than one process can have.
+const MOST_CONNECTIONS: u64 = 1_000_000;
+
+fn number(key: &str, given: Option<u64>, default: u64, most: u64) -> Result<u64, String> {
+    match given.unwrap_or(default) {
+        number @ 1.. if number <= most => Ok(number),
+        number => Err(format!("`limits.{key}`: {number} is not 1 to {most}")),
+    }
 }
 
 impl ServerConfig {
@@ -91,6 +186,7 @@ impl ServerConfig {
             listen,
             listen_agents,
             log,
+            limits,
         } = read(text)?;
         let default = Self::default();
         let config = Self {
@@ -103,6 +199,7 @@ impl ServerConfig {
                     format!("`log`: `{text}` is not a level: write error, warn, info, debug or trace")
                 })?,
             },
+            limits: limits.try_into()?,
         };
         if !config.state.is_absolute() {
             return Err(format!(
@@ -162,6 +259,11 @@ mod tests {
         assert_eq!(ServerConfig::parse(""), Ok(ServerConfig::default()));
         let config = ServerConfig::parse("listen = '127.0.0.1:1'\nlog = 'debug'\nstate = '/s'").unwrap();
         assert_eq!((config.listen.port(), config.log), (1, Level::DEBUG));
+        let config = ServerConfig::parse("[limits]\ngrants_per_caller_and_machine = 7").unwrap();
+        assert_eq!(
+            (config.limits.grants.per_caller, config.limits.grants.per_machine),
+            (7, 12_000)
+        );
     }
 
     #[test]
@@ -179,6 +281,17 @@ mod tests {
             ("listn = ''", "listn"),
             ("listen = '[::]:7444'", "agents need their own"),
             ("=", "1"),
+            ("[limits]\nconnections = 0", "`limits.connections`: 0 is not 1 to"),
+            (
+                "[limits]\nconnections_per_address = -1",
+                "connections_per_address",
+            ),
+            ("[limits]\nagent_connections = 'many'", "agent_connections"),
+            (
+                "[limits]\ngrants_per_machine = 20001",
+                "`limits.grants_per_machine`: 20001 is not 1 to 20000",
+            ),
+            ("[limits]\nconections = 1", "conections"),
         ] {
             let error = ServerConfig::parse(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");

@@ -17,7 +17,7 @@ use crate::identity::{Identity, Kind, fingerprint};
 use crate::server::host_port;
 use crate::state::{DATABASE, ROOT_EXPORTED, ROOT_KEY, State, StateError, write_new};
 use crate::store::users::User;
-use crate::store::{Store, StoreError, events, installation, tokens, users};
+use crate::store::{Store, StoreError, installation, tokens, users};
 
 /// Why a command was not done.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +62,7 @@ pub async fn create_token(
         machine_name,
         may_replace,
         expires_at: now.checked_add(token::LIFE).unwrap_or(now),
-        used_at: None,
+        used: None,
     };
     let mut change = store.change().await?;
     tokens::create(change.connection(), &stored, now).await?;
@@ -77,7 +77,7 @@ pub async fn create_token(
     );
     let mut event = Event::new(now, EventKind::TokenCreated, audit::CONSOLE.to_owned(), message);
     event.machine_name = stored.machine_name;
-    events::record(change.connection(), &event, None).await?;
+    change.record(&event, None);
     change.commit().await?;
     store.close().await;
     Ok(token.to_text())
@@ -119,7 +119,7 @@ pub async fn issue_user(
     users::put(change.connection(), subject, &user, now).await?;
     let message = format!("{subject} got a certificate as {}", names.join(", "));
     let event = Event::new(now, EventKind::UserIssued, audit::CONSOLE.to_owned(), message);
-    events::record(change.connection(), &event, Some(subject)).await?;
+    change.record(&event, Some(subject));
     write(&key, &issued.key_pem, 0o600)?;
     let rest = async {
         write(&certificate, &issued.certificate_pem, 0o644)?;
@@ -146,7 +146,7 @@ pub async fn export_root(config: &ServerConfig, file: &Path, now: Timestamp) -> 
     let mut change = store.change().await?;
     let message = format!("the root key was copied to {}", file.display());
     let event = Event::new(now, EventKind::RootExported, audit::CONSOLE.to_owned(), message);
-    events::record(change.connection(), &event, None).await?;
+    change.record(&event, None);
     write(file, &key, 0o600)?;
     let rest = async {
         state.replace(ROOT_EXPORTED, "", 0o600)?;
@@ -172,7 +172,7 @@ pub async fn remove_root(config: &ServerConfig, now: Timestamp) -> Result<(), Co
     let mut change = store.change().await?;
     let message = "the root key was removed from the server's host".to_owned();
     let event = Event::new(now, EventKind::RootRemoved, audit::CONSOLE.to_owned(), message);
-    events::record(change.connection(), &event, None).await?;
+    change.record(&event, None);
     let path = state.path(ROOT_KEY);
     std::fs::remove_file(&path).map_err(|source| ConsoleError::Write { path, source })?;
     change.commit().await?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::grant::Authority;
 use nightlatch_core::id::{InstallationId, MachineId, MachineName};
-use nightlatch_core::signing::PublicKey;
+use nightlatch_core::signing::{self, PublicKey};
 use nightlatch_core::time::Timestamp;
 use nightlatch_proto::convert::resource::MachineRef;
 use sqlx::AnyConnection;
@@ -17,7 +17,8 @@ use crate::issuer::{deny_waiting, next_generation};
 use crate::policies::{self, end_all};
 use crate::refusal::Refusal;
 use crate::store::machines::{self, Machine, NewMachine, SignedPolicy};
-use crate::store::{Change, Store, StoreError, events, tokens};
+use crate::store::tokens::Use;
+use crate::store::{Change, Store, StoreError, tokens};
 use crate::{audit, id};
 
 /// Takes machines in.
@@ -52,11 +53,12 @@ impl Enrolment {
     /// A token that doesn't count, a name that is taken, a certificate request that is none.
     pub async fn enroll(&self, applicant: Applicant, now: Timestamp) -> Result<Enrolled, Refusal> {
         // Whoever has no token must not be able to hold up the others' changes.
-        check(&mut *self.store.read().await?, &applicant, now).await?;
+        find(&mut *self.store.read().await?, &applicant, now).await?;
         let mut change = self.store.change().await?;
         match self.admit(&mut change, &applicant, now).await {
             Ok((enrolled, replaced)) => {
                 change.commit().await?;
+                // A certificate that no longer counts ends its connection.
                 if let Some(replaced) = replaced {
                     self.fleet.cut(replaced);
                     self.fleet.tell(replaced);
@@ -84,17 +86,26 @@ impl Enrolment {
             receipt_key,
             address,
         } = applicant;
-        let token = spend(change, applicant, now).await?;
+        let token = find(change.connection(), applicant, now).await?;
+        let key = CertificateAuthority::requested_key(certificate_request_pem);
+        if let Some(used) = &token.used {
+            // Only whoever holds the keys that came with it the first time may use it again.
+            let keys = key.map(|key| keys_sha256(&key, receipt_key)).ok();
+            if keys.is_none_or(|keys| keys != used.keys_sha256) {
+                return Err(USED);
+            }
+            return self.renew(change, applicant, used, now).await;
+        }
+        if let Some(only) = token.machine_name.as_ref().filter(|only| *only != name) {
+            return Err(Refusal::TokenForOther(only.clone()));
+        }
+        let keys_sha256 = keys_sha256(&key?, receipt_key);
         let former = machines::find(change.connection(), &MachineRef::Name(name.clone())).await?;
         if former.is_some() && !token.may_replace {
             return Err(Refusal::NameTaken(name.clone()));
         }
         let id = MachineId::new(id::fresh(now));
-        let identity = Identity {
-            installation: self.installation,
-            kind: Kind::Machine,
-            id: id.to_string(),
-        };
+        let identity = self.identity(id);
         let certificate = self
             .ca
             .issue_for_request(&identity, certificate_request_pem, now)?;
@@ -108,6 +119,12 @@ impl Enrolment {
             receipt_key: receipt_key.clone(),
         };
         machines::create(change.connection(), &machine, now).await?;
+        let used = Use {
+            at: now,
+            machine: Some(id),
+            keys_sha256,
+        };
+        tokens::mark_used(change.connection(), &token.secret_sha256, &used).await?;
         let message = match &former {
             None => "enrolled".to_owned(),
             Some(former) => format!(
@@ -118,7 +135,7 @@ impl Enrolment {
         let event = Event::new(now, EventKind::MachineEnrolled, audit::machine(name), message);
         let mut event = audit::about(event, id, name);
         event.address = Some(address.clone());
-        events::record(change.connection(), &event, None).await?;
+        change.record(&event, None);
         if let Some(former) = &former {
             self.hand_over_policy(change, former, id, now).await?;
         }
@@ -128,6 +145,47 @@ impl Enrolment {
             certificate_pem: certificate.pem(),
         };
         Ok((enrolled, former.map(|former| former.id)))
+    }
+
+    /// The answer that this machine never got, with a fresh certificate; the first one no longer counts.
+    async fn renew(
+        &self,
+        change: &mut Change,
+        applicant: &Applicant,
+        used: &Use,
+        now: Timestamp,
+    ) -> Result<(Enrolled, Option<MachineId>), Refusal> {
+        let id = used.machine.ok_or(USED)?;
+        let machine = machines::by_id(change.connection(), id).await?;
+        if machine.is_retired || machine.name != applicant.name {
+            return Err(USED);
+        }
+        let identity = self.identity(id);
+        let certificate = self
+            .ca
+            .issue_for_request(&identity, &applicant.certificate_request_pem, now)?;
+        machines::set_fingerprint(change.connection(), id, &fingerprint(certificate.der())).await?;
+        let message = "got another certificate with its token and the same keys: the first answer was lost";
+        let actor = audit::machine(&machine.name);
+        let event = Event::new(now, EventKind::MachineEnrolled, actor, message.to_owned());
+        let mut event = audit::about(event, id, &machine.name);
+        event.address = Some(applicant.address.clone());
+        event.reason = Some("ENROLLED_AGAIN".to_owned());
+        change.record(&event, None);
+        let enrolled = Enrolled {
+            id,
+            name: machine.name,
+            certificate_pem: certificate.pem(),
+        };
+        Ok((enrolled, Some(id)))
+    }
+
+    fn identity(&self, machine: MachineId) -> Identity {
+        Identity {
+            installation: self.installation,
+            kind: Kind::Machine,
+            id: machine.to_string(),
+        }
     }
 
     /// A host that was set up anew stays guarded.
@@ -172,34 +230,27 @@ impl Enrolment {
         let mut event = Event::new(now, EventKind::MachineRefused, actor, refusal.to_string());
         event.address = Some(applicant.address.clone());
         event.reason = Some(code.to_owned());
-        events::record(change.connection(), &event, None).await?;
+        change.record(&event, None);
         change.commit().await
     }
 }
 
-async fn spend(change: &mut Change, applicant: &Applicant, now: Timestamp) -> Result<tokens::Token, Refusal> {
-    let token = check(change.connection(), applicant, now).await?;
-    if let Some(only) = token
-        .machine_name
-        .as_ref()
-        .filter(|only| **only != applicant.name)
-    {
-        return Err(Refusal::TokenForOther(only.clone()));
-    }
-    tokens::mark_used(change.connection(), &token.secret_sha256, now).await?;
-    Ok(token)
+const USED: Refusal = Refusal::Token("was used before");
+
+/// Hex SHA-256 of what a machine proves itself by.
+fn keys_sha256(key: &[u8], receipt_key: &PublicKey) -> String {
+    let [key, receipt_key] = [key, &receipt_key.to_spki()].map(signing::sha256);
+    signing::hex(&signing::sha256(&[key, receipt_key].concat()))
 }
 
-async fn check(
+async fn find(
     connection: &mut AnyConnection,
     applicant: &Applicant,
     now: Timestamp,
 ) -> Result<tokens::Token, Refusal> {
     let token = tokens::find(connection, &token::hash(&applicant.secret)).await?;
     let token = token.ok_or(Refusal::Token("is not known here"))?;
-    if token.used_at.is_some() {
-        Err(Refusal::Token("was used before"))
-    } else if token.expires_at <= now {
+    if token.expires_at <= now {
         Err(Refusal::Token("has expired"))
     } else {
         Ok(token)

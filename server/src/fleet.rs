@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
-use nightlatch_core::id::MachineId;
+use nightlatch_core::id::{MachineId, RequestId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Default)]
 pub struct Fleet {
     posts: Mutex<BTreeMap<MachineId, Post>>,
+    requests: Mutex<BTreeMap<RequestId, watch::Sender<()>>>,
 }
 
 struct Post {
@@ -78,7 +79,6 @@ impl Fleet {
     pub fn publish(&self, machine: MachineId) {
         if let Some(post) = self.posts().get(&machine) {
             post.assignment.send_replace(());
-            post.news.send_replace(());
         }
     }
 
@@ -89,13 +89,36 @@ impl Fleet {
         }
     }
 
-    /// Hears of all that changes from now on.
-    pub fn listen(&self, machines: impl IntoIterator<Item = MachineId>) -> News {
+    /// The hosts have said something of some requests: only who waits for these looks again.
+    pub fn tell_of<'r>(&self, requests: impl IntoIterator<Item = &'r RequestId>) {
+        let listened_to = self.requests();
+        for request in requests {
+            if let Some(news) = listened_to.get(request) {
+                news.send_replace(());
+            }
+        }
+    }
+
+    /// Hears of all that changes with a request and its machines from now on.
+    pub fn listen(
+        self: &Arc<Self>,
+        request: RequestId,
+        machines: impl IntoIterator<Item = MachineId>,
+    ) -> News {
         let mut posts = self.posts();
         let listen = |machine| posts.entry(machine).or_default().news.subscribe();
+        let mut receivers: Vec<_> = machines.into_iter().map(listen).collect();
+        drop(posts);
+        receivers.push(self.requests().entry(request).or_default().subscribe());
         News {
-            receivers: machines.into_iter().map(listen).collect(),
+            fleet: self.clone(),
+            request,
+            receivers,
         }
+    }
+
+    fn requests(&self) -> MutexGuard<'_, BTreeMap<RequestId, watch::Sender<()>>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Holds no lock that a panic could leave half-done: each use is one step.
@@ -125,8 +148,10 @@ impl Drop for Presence {
     }
 }
 
-/// Changes of some machines.
+/// Changes of a request and its machines.
 pub struct News {
+    fleet: Arc<Fleet>,
+    request: RequestId,
     receivers: Vec<watch::Receiver<()>>,
 }
 
@@ -145,6 +170,19 @@ impl News {
             if any { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
+    }
+}
+
+impl Drop for News {
+    fn drop(&mut self) {
+        self.receivers.clear();
+        let mut requests = self.fleet.requests();
+        if requests
+            .get(&self.request)
+            .is_some_and(|news| news.receiver_count() == 0)
+        {
+            requests.remove(&self.request);
+        }
     }
 }
 
@@ -176,7 +214,8 @@ mod tests {
     #[tokio::test]
     async fn whoever_listens_hears_of_each_of_its_machines() {
         let fleet = Arc::new(Fleet::default());
-        let mut news = fleet.listen([machine(1), machine(2)]);
+        let request = |number| RequestId::new(Uuid::from_u128(number));
+        let mut news = fleet.listen(request(9), [machine(1), machine(2)]);
         for number in [1, 2] {
             fleet.tell(machine(number));
             timeout(LONG, news.next()).await.unwrap();
@@ -188,8 +227,13 @@ mod tests {
             .await
             .unwrap()
             .unwrap();
+        fleet.tell_of(&[request(9)]);
         timeout(LONG, news.next()).await.unwrap();
+        // What others are waiting for wakes nobody here.
         fleet.tell(machine(3));
+        fleet.tell_of(&[request(8)]);
         assert!(timeout(Duration::from_millis(1), news.next()).await.is_err());
+        drop(news);
+        assert!(fleet.requests().is_empty());
     }
 }

@@ -23,7 +23,7 @@ use crate::state::{
 };
 use crate::store::installation::Installation;
 use crate::store::users::User;
-use crate::store::{Store, StoreError, events, installation, users};
+use crate::store::{Store, StoreError, installation, users};
 use crate::{audit, id};
 
 /// An agent that joins takes no more addresses.
@@ -190,10 +190,10 @@ async fn fill(directory: &Path, host_names: &[String], now: Timestamp) -> Result
         audit::CONSOLE.to_owned(),
         message,
     );
-    events::record(change.connection(), &created, None).await?;
+    change.record(&created, None);
     let message = format!("{subject} got a certificate as administrator");
     let issued = Event::new(now, EventKind::UserIssued, audit::CONSOLE.to_owned(), message);
-    events::record(change.connection(), &issued, Some(&subject)).await?;
+    change.record(&issued, Some(&subject));
     change.commit().await?;
     store.close().await;
     Ok(())

@@ -1,39 +1,38 @@
 //! Access requests: decided, signed, recorded, published; followed until the hosts have confirmed.
 
+mod bounds;
+mod deciding;
 mod ending;
 mod waiting;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nightlatch_core::assignment::Generation;
 use nightlatch_core::audit::{Event, EventKind};
-use nightlatch_core::ceiling::HostCeiling;
 use nightlatch_core::grant::{Authority, Lapsed};
 use nightlatch_core::id::{GrantId, RequestId};
-use nightlatch_core::policy::deny_without_policy;
-use nightlatch_core::prefix::Prefix;
-use nightlatch_core::request::{Approval, Denial, Span};
+use nightlatch_core::request::Approval;
 use nightlatch_core::rights::Caller;
-use nightlatch_core::time::{Timestamp, format_iso8601};
-use nightlatch_proto::convert::InvalidField;
-use nightlatch_proto::convert::access::{Asked, Source, Wish};
-use nightlatch_proto::convert::resource::MachineRef;
+use nightlatch_core::signing;
+use nightlatch_core::time::Timestamp;
+use nightlatch_proto::convert::access::{Asked, Repeatable};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::deciding::{accept, decide_all, deny, described, in_words, listed, record_denials, resolve};
 use crate::audit;
 use crate::clock::Clock;
 use crate::fleet::{Fleet, News};
 use crate::id;
-use crate::refusal::{Denied, Refusal, lapsed};
+use crate::refusal::{Refusal, lapsed};
 use crate::store::grants::State;
 use crate::store::machines::Machine;
 use crate::store::page::Page;
 use crate::store::requests::{Fate, Outcome, Request};
-use crate::store::{Change, Store, StoreError, assignments, events, grants, machines, requests};
+use crate::store::{Change, Store, StoreError, assignments, grants, machines, requests};
 
+pub use bounds::Bounds;
 pub use ending::Whose;
 pub(crate) use waiting::deny_waiting;
 pub use waiting::{WAITS_AT_MOST, not_lapsed_after};
@@ -44,6 +43,7 @@ pub struct Issuer {
     pub fleet: Arc<Fleet>,
     pub authority: Arc<Authority>,
     pub clock: Arc<dyn Clock>,
+    pub bounds: Bounds,
     /// Nobody is kept waiting then.
     pub stopping: CancellationToken,
 }
@@ -52,6 +52,15 @@ pub struct Issuer {
 pub struct Accepted {
     request: Request,
     news: News,
+    /// A grant was signed just now, and no host has had the time to say anything yet.
+    awaits_hosts: bool,
+}
+
+/// A grant that was signed and recorded.
+struct Signed {
+    grant: GrantId,
+    /// The length of its envelope.
+    bytes: u64,
 }
 
 /// A request, and what became of it so far.
@@ -101,30 +110,76 @@ impl Issuer {
             machines: named,
             wish,
             wait: _,
+            repeatable,
         } = asked;
         let request = accept(caller, wish, now);
         let mut change = self.store.change().await?;
+        if let Some(repeatable) = &repeatable
+            && let Some(earlier) = self.earlier(&mut change, caller, repeatable).await?
+        {
+            return Ok(earlier);
+        }
         let machines = resolve(&mut change, &named).await?;
-        match decide_all(&machines, &request, now) {
+        let decided = match decide_all(&machines, &request, now) {
             Ok(approved) => {
-                self.carry_out(&mut change, caller, &machines, &request, approved, now)
+                let full = self.without_room(&mut change, &machines, &request, now).await?;
+                if full.is_empty() { Ok(approved) } else { Err(full) }
+            }
+            Err(denied) => Err(denied),
+        };
+        match decided {
+            Ok(approved) => {
+                requests::create(change.connection(), &request, repeatable.as_ref()).await?;
+                let awaits_hosts = self
+                    .carry_out(&mut change, caller, &machines, &request, approved, now)
                     .await?;
                 change.commit().await?;
                 // Listening begins before anyone is told, so that nothing falls between.
-                let news = self.fleet.listen(machines.iter().map(|machine| machine.id));
+                let news = self
+                    .fleet
+                    .listen(request.id, machines.iter().map(|machine| machine.id));
                 for machine in &machines {
                     self.fleet.publish(machine.id);
                 }
-                Ok(Accepted { request, news })
+                Ok(Accepted {
+                    request,
+                    news,
+                    awaits_hosts,
+                })
             }
             Err(denied) => {
-                record_denials(&mut change, caller, &request, &denied, now).await?;
+                record_denials(&mut change, caller, &request, &denied, now);
                 change.commit().await?;
                 Err(Refusal::Denied(denied))
             }
         }
     }
 
+    /// What a call did that is repeated now.
+    async fn earlier(
+        &self,
+        change: &mut Change,
+        caller: &Caller,
+        repeatable: &Repeatable,
+    ) -> Result<Option<Accepted>, Refusal> {
+        let earlier = requests::find_repeated(change.connection(), &caller.subject, repeatable.id).await?;
+        let Some((request, body)) = earlier else {
+            return Ok(None);
+        };
+        if body != signing::hex(&repeatable.body) {
+            return Err(Refusal::RequestIdReused);
+        }
+        let outcomes = requests::outcomes(change.connection(), request.id).await?;
+        let machines = outcomes.iter().map(|outcome| outcome.machine);
+        let news = self.fleet.listen(request.id, machines);
+        Ok(Some(Accepted {
+            request,
+            news,
+            awaits_hosts: false,
+        }))
+    }
+
+    /// Gives whether any grant was signed.
     async fn carry_out(
         &self,
         change: &mut Change,
@@ -133,30 +188,32 @@ impl Issuer {
         request: &Request,
         approved: Vec<Approval>,
         now: Timestamp,
-    ) -> Result<(), Refusal> {
-        requests::create(change.connection(), request).await?;
+    ) -> Result<bool, Refusal> {
+        let mut any_signed = false;
         for ((position, machine), approval) in (0..).zip(machines).zip(approved) {
             let event = audit::by(caller, now, EventKind::AccessRequested, in_words(request));
             let event = described(audit::about(event, machine.id, &machine.name), request);
-            events::record(change.connection(), &event, Some(&caller.subject)).await?;
+            change.record(&event, Some(&caller.subject));
             // Asked within the change: a machine that connects later finds the request in the store.
             let fate = if self.fleet.is_connected(machine.id) {
                 let generation = next_generation(change, machine, now).await?;
                 let signed = self
                     .sign(change, machine, request, approval, generation, now)
                     .await?;
-                Fate::Signed(signed.map_err(|error| deny(position, machine, lapsed(error, now)))?)
+                let signed = signed.map_err(|error| deny(position, machine, lapsed(error, now)))?;
+                any_signed = true;
+                Fate::Signed(signed.grant)
             } else {
                 let message = format!("{} is away: the grant is signed when it connects", machine.name);
                 let event = audit::by(caller, now, EventKind::AccessWaiting, message);
                 let mut event = audit::about(event, machine.id, &machine.name);
                 event.request = Some(request.id);
-                events::record(change.connection(), &event, Some(&caller.subject)).await?;
+                change.record(&event, Some(&caller.subject));
                 Fate::Waiting
             };
-            requests::add_outcome(change.connection(), request.id, position, machine.id, &fate).await?;
+            requests::add_outcome(change.connection(), request, position, machine.id, &fate).await?;
         }
-        Ok(())
+        Ok(any_signed)
     }
 
     /// Signs what was approved and records the grant with its event.
@@ -168,7 +225,7 @@ impl Issuer {
         approval: Approval,
         generation: Generation,
         now: Timestamp,
-    ) -> Result<Result<GrantId, Lapsed>, StoreError> {
+    ) -> Result<Result<Signed, Lapsed>, StoreError> {
         let id = GrantId::new(id::fresh(now));
         let issued = match self.authority.issue(approval, id, now) {
             Ok(issued) => issued,
@@ -183,8 +240,9 @@ impl Issuer {
         let event = audit::with(event, "ports", listed(&issued.grant.ports));
         let event = audit::with(event, "sources", listed(&issued.grant.sources));
         let event = audit::with(event, "not_after", issued.grant.not_after);
-        events::record(change.connection(), &event, Some(&request.subject)).await?;
-        Ok(Ok(id))
+        change.record(&event, Some(&request.subject));
+        let bytes = u64::try_from(issued.envelope.as_bytes().len()).unwrap_or(u64::MAX);
+        Ok(Ok(Signed { grant: id, bytes }))
     }
 
     /// How a request stands. Waits until no host may confirm soon, at most `wait`.
@@ -192,9 +250,16 @@ impl Issuer {
     /// # Errors
     /// A store that doesn't answer.
     pub async fn follow(&self, accepted: Accepted, wait: Duration) -> Result<Standing, Refusal> {
-        let Accepted { request, mut news } = accepted;
+        let Accepted {
+            request,
+            mut news,
+            awaits_hosts,
+        } = accepted;
         let deadline = Instant::now() + wait;
-        let mut last_look = false;
+        let mut last_look = wait.is_zero();
+        if awaits_hosts && !last_look {
+            last_look = !self.wait_for(&mut news, deadline).await;
+        }
         loop {
             let outcomes = requests::outcomes(&mut *self.store.read().await?, request.id).await?;
             let at = self.clock.now();
@@ -257,8 +322,8 @@ impl Issuer {
 
     /// Changes of a request's machines, from now on.
     pub fn news_of(&self, standing: &Standing) -> News {
-        self.fleet
-            .listen(standing.outcomes.iter().map(|outcome| outcome.machine))
+        let machines = standing.outcomes.iter().map(|outcome| outcome.machine);
+        self.fleet.listen(standing.request.id, machines)
     }
 
     /// Whether there was news before the deadline.
@@ -271,115 +336,6 @@ impl Issuer {
     }
 }
 
-fn accept(caller: &Caller, wish: Wish, now: Timestamp) -> Request {
-    let Wish {
-        ports,
-        sources,
-        span,
-        justification,
-    } = wish;
-    let source = |source| match source {
-        Source::Caller => Prefix::from(caller.address),
-        Source::Prefix(prefix) => prefix,
-    };
-    Request {
-        id: RequestId::new(id::fresh(now)),
-        subject: caller.subject.clone(),
-        created_at: now,
-        ports,
-        sources: sources.into_iter().map(source).collect(),
-        span,
-        justification,
-    }
-}
-
-async fn resolve(change: &mut Change, named: &[MachineRef]) -> Result<Vec<Machine>, Refusal> {
-    let mut machines = Vec::with_capacity(named.len());
-    let mut ids = BTreeSet::new();
-    for (position, which) in named.iter().enumerate() {
-        let field = format!("machines[{position}]");
-        let machine = machines::find(change.connection(), which)
-            .await?
-            .filter(|machine| !machine.is_retired);
-        let Some(machine) = machine else {
-            return Err(Refusal::UnknownMachine {
-                field,
-                machine: which.clone(),
-            });
-        };
-        if !ids.insert(machine.id) {
-            let reason = format_args!("the machine {} is named twice", machine.name);
-            return Err(InvalidField::new(field, reason).into());
-        }
-        machines.push(machine);
-    }
-    Ok(machines)
-}
-
-fn decide_all(machines: &[Machine], request: &Request, now: Timestamp) -> Result<Vec<Approval>, Vec<Denied>> {
-    let mut approved = Vec::with_capacity(machines.len());
-    let mut denied = Vec::new();
-    for (position, machine) in machines.iter().enumerate() {
-        match decide(machine, machine.ceiling(), request, now) {
-            Ok(approval) => approved.push(approval),
-            Err(denial) => {
-                denied.push(Denied {
-                    position,
-                    machine: machine.id,
-                    name: machine.name.clone(),
-                    denial,
-                });
-            }
-        }
-    }
-    if denied.is_empty() {
-        Ok(approved)
-    } else {
-        Err(denied)
-    }
-}
-
-fn decide(
-    machine: &Machine,
-    ceiling: HostCeiling<'_>,
-    request: &Request,
-    now: Timestamp,
-) -> Result<Approval, Denial> {
-    match &machine.policy {
-        None => Err(deny_without_policy(machine.name.clone())),
-        Some(policy) => policy.decide(request.on(machine.id), ceiling, now),
-    }
-}
-
-fn deny(position: u64, machine: &Machine, denial: Denial) -> Refusal {
-    let position = usize::try_from(position).unwrap_or_default();
-    Refusal::Denied(vec![Denied {
-        position,
-        machine: machine.id,
-        name: machine.name.clone(),
-        denial,
-    }])
-}
-
-async fn record_denials(
-    change: &mut Change,
-    caller: &Caller,
-    request: &Request,
-    denied: &[Denied],
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    for refused in denied {
-        let event = audit::by(caller, now, EventKind::AccessDenied, refused.denial.to_string());
-        let mut event = described(audit::about(event, refused.machine, &refused.name), request);
-        event.reason = Some(refused.denial.reason.code().to_owned());
-        // The request isn't kept: nobody could look it up.
-        event.request = None;
-        let event = audit::with(event, "field", refused.field());
-        events::record(change.connection(), &event, Some(&caller.subject)).await?;
-    }
-    Ok(())
-}
-
 /// Begins the next generation of a machine's assignment; what is past leaves with it.
 pub(crate) async fn next_generation(
     change: &mut Change,
@@ -390,34 +346,4 @@ pub(crate) async fn next_generation(
     assignments::drop_past(change.connection(), machine.id, generation, now).await?;
     machines::set_generation(change.connection(), machine.id, generation).await?;
     Ok(generation)
-}
-
-/// `22/tcp from 192.0.2.2/32 for PT1H: disk full`
-fn in_words(request: &Request) -> String {
-    let span = match request.span {
-        Span::For(length) => format!("for {}", format_iso8601(length)),
-        Span::Until(end) => format!("until {}", audit::to_the_second(end)),
-    };
-    let (ports, sources) = (listed(&request.ports), listed(&request.sources));
-    let justification = request.justification.as_str();
-    format!("{ports} from {sources} {span}: {justification}")
-}
-
-fn described(mut event: Event, request: &Request) -> Event {
-    event.request = Some(request.id);
-    let event = audit::with(event, "ports", listed(&request.ports));
-    let event = audit::with(event, "sources", listed(&request.sources));
-    let event = audit::with(event, "justification", request.justification.as_str());
-    match request.span {
-        Span::For(length) => audit::with(event, "duration", format_iso8601(length)),
-        Span::Until(end) => audit::with(event, "end_time", end),
-    }
-}
-
-fn listed<T: ToString>(values: &[T]) -> String {
-    values
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
 }

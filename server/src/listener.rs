@@ -1,4 +1,8 @@
-//! Accepting connections: TLS handshakes in a bounded number and time, never in the way of the next.
+//! Accepting connections: so many at a time, handshakes in a bounded number and time and never in the way of the
+//! next, and nobody stays who doesn't say who they are.
+
+pub mod descriptors;
+pub mod guests;
 
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
@@ -7,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use nightlatch_core::signing::sha256;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
@@ -14,18 +19,23 @@ use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use self::guests::{Guest, Guests};
 use crate::api::door::Listener;
 
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-const MOST_HANDSHAKES: usize = 256;
+const MOST_HANDSHAKES: usize = 1024;
+/// From the handshake to the first call of someone who may.
+const KNOWN_WITHIN: Duration = Duration::from_secs(10);
+/// Trouble that lasts is told so often.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Out of file descriptors, trying again at once would only burn the processor.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
@@ -85,6 +95,30 @@ pub fn tls(
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     remote: Remote,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// `None`: someone is known.
+    probation: Option<Pin<Box<Sleep>>>,
+}
+
+impl Connection {
+    /// Whether the connection may go on.
+    fn stay(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if self.cut.as_mut().poll(context).is_ready() {
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "has to make room",
+            ));
+        }
+        let Some(probation) = &mut self.probation else {
+            return Ok(());
+        };
+        if self.remote.guest.is_known() {
+            self.probation = None;
+        } else if probation.as_mut().poll(context).is_ready() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody is known to call"));
+        }
+        Ok(())
+    }
 }
 
 /// Who is at the other end.
@@ -94,6 +128,7 @@ pub struct Remote {
     pub address: IpAddr,
     /// DER, if one was shown.
     pub certificate: Option<CertificateDer<'static>>,
+    pub guest: Arc<Guest>,
 }
 
 impl Connected for Connection {
@@ -110,6 +145,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.stay(context)?;
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
@@ -120,6 +156,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.stay(context)?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -128,6 +165,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.stay(context)?;
         Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 
@@ -136,6 +174,7 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stay(context)?;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -144,45 +183,95 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// Connections whose handshake is done, until `stopping`.
+/// Connections whose handshake is done, until `stopping`. Then those go at once of whom nobody is known.
 pub fn accept(
     listener: TcpListener,
     config: ServerConfig,
+    guests: Arc<Guests>,
     stopping: CancellationToken,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(MOST_HANDSHAKES);
+    let acceptor = TlsAcceptor::from(Arc::new(config));
     tokio::spawn(async move {
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let handshakes = Arc::new(Semaphore::new(MOST_HANDSHAKES));
-        loop {
-            let next = async {
-                let permit = handshakes.clone().acquire_owned().await;
-                (permit, listener.accept().await)
-            };
-            let (permit, accepted) = tokio::select! {
-                next = next => next,
-                () = stopping.cancelled() => return,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    let (acceptor, sender) = (acceptor.clone(), sender.clone());
-                    tokio::spawn(async move {
-                        handshake(stream, acceptor, sender).await;
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    warn!(%error, "no connection can be accepted");
-                    tokio::time::sleep(BACK_OFF).await;
-                }
-            }
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = accept_all(&listener, &acceptor, &guests, &sender) => {}
         }
+        guests.dismiss_strangers();
     });
     ReceiverStream::new(receiver)
 }
 
-async fn handshake(stream: TcpStream, acceptor: TlsAcceptor, sender: mpsc::Sender<io::Result<Connection>>) {
+async fn accept_all(
+    listener: &TcpListener,
+    acceptor: &TlsAcceptor,
+    guests: &Arc<Guests>,
+    sender: &mpsc::Sender<io::Result<Connection>>,
+) {
+    let handshakes = Arc::new(Semaphore::new(MOST_HANDSHAKES));
+    let (mut out_of_descriptors, mut full) = (Seldom::default(), Seldom::default());
+    loop {
+        let permit = handshakes.clone().acquire_owned().await;
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let Some(guest) = guests.enter(peer.ip()) else {
+                    debug!(%peer, "no place is left");
+                    if full.is_due() {
+                        let count = guests.count();
+                        warn!(count, %peer, "connections are turned away: `[limits]` in the configuration sets how many there may be");
+                    }
+                    continue;
+                };
+                let (acceptor, sender) = (acceptor.clone(), sender.clone());
+                tokio::spawn(async move {
+                    handshake(stream, acceptor, guest, sender).await;
+                    drop(permit);
+                });
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                guests.dismiss_one();
+                if out_of_descriptors.is_due() {
+                    warn!(%error, "no connection can be accepted: the process may need more open files (LimitNOFILE)");
+                }
+                sleep(BACK_OFF).await;
+            }
+        }
+    }
+}
+
+/// The next one may well succeed.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
+}
+
+/// So that trouble doesn't fill the log.
+#[derive(Default)]
+struct Seldom(Option<Instant>);
+
+impl Seldom {
+    fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let is_due = self.0.is_none_or(|last| now.duration_since(last) >= TOLD_EVERY);
+        if is_due {
+            self.0 = Some(now);
+        }
+        is_due
+    }
+}
+
+async fn handshake(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    guest: Arc<Guest>,
+    sender: mpsc::Sender<io::Result<Connection>>,
+) {
     let peer = stream.peer_addr();
+    let cut = guest.cut.clone();
     let done = async {
         let address = stream.peer_addr()?.ip().to_canonical();
         stream.set_nodelay(true)?;
@@ -191,12 +280,27 @@ async fn handshake(stream: TcpStream, acceptor: TlsAcceptor, sender: mpsc::Sende
         let certificate = certificates
             .and_then(|chain| chain.first())
             .map(|leaf| leaf.clone().into_owned());
+        if let Some(certificate) = &certificate {
+            guest.shows(sha256(certificate));
+        }
         Ok(Connection {
             stream,
-            remote: Remote { address, certificate },
+            cut: Box::pin(guest.cut.clone().cancelled_owned()),
+            probation: Some(Box::pin(sleep(KNOWN_WITHIN))),
+            remote: Remote {
+                address,
+                certificate,
+                guest,
+            },
         })
     };
-    let done: Result<io::Result<_>, _> = timeout(HANDSHAKE_WITHIN, done).await;
+    let done: Result<io::Result<_>, _> = tokio::select! {
+        done = timeout(HANDSHAKE_WITHIN, done) => done,
+        () = cut.cancelled() => {
+            debug!(?peer, "a handshake had to make room");
+            return;
+        }
+    };
     match done {
         // Nobody takes it when the server stops.
         Ok(Ok(connection)) => drop(sender.send(Ok(connection)).await),

@@ -77,7 +77,7 @@ async fn carry_out(command: Command, config: ServerConfig) -> anyhow::Result<()>
             say("the configuration and the state can be used");
             Ok(())
         }
-        Command::Run { check_config: false } => run(&config).await,
+        Command::Run { check_config: false } => Box::pin(run(&config)).await,
         Command::Token(TokenCommand::Create { machine, replace }) => {
             say(&console::create_token(&config, machine, replace, now).await?);
             Ok(())

@@ -15,7 +15,7 @@ use crate::issuer::next_generation;
 use crate::refusal::Refusal;
 use crate::store::grants::{self, Ended};
 use crate::store::machines::{self, Machine, SignedPolicy};
-use crate::store::{Change, Store, StoreError, events};
+use crate::store::{Change, Store, StoreError};
 
 /// Sets and deletes policies.
 pub struct Policies {
@@ -51,7 +51,7 @@ impl Policies {
         let rules: Vec<String> = policy.rules().iter().map(ToString::to_string).collect();
         let event = audit::by(caller, now, EventKind::PolicySet, rules.join("; "));
         let event = audit::about(event, machine.id, &machine.name);
-        events::record(change.connection(), &event, Some(&caller.subject)).await?;
+        change.record(&event, Some(&caller.subject));
         let machine = machines::by_id(change.connection(), machine.id).await?;
         change.commit().await?;
         self.fleet.publish(machine.id);
@@ -79,7 +79,7 @@ impl Policies {
             "the policy was deleted: its ports are guarded only where the host's own file lists them";
         let event = audit::by(caller, now, EventKind::PolicyDeleted, message.to_owned());
         let event = audit::about(event, machine.id, &machine.name);
-        events::record(change.connection(), &event, Some(&caller.subject)).await?;
+        change.record(&event, Some(&caller.subject));
         end_all(
             &mut change,
             &audit::person(caller),
@@ -90,6 +90,7 @@ impl Policies {
         .await?;
         change.commit().await?;
         self.fleet.publish(machine.id);
+        self.fleet.tell(machine.id);
         Ok(())
     }
 
@@ -179,7 +180,7 @@ pub(crate) async fn end_all(
         event.grant = Some(grant.id);
         event.request = Some(grant.request);
         event.reason = Some(reason.to_owned());
-        events::record(change.connection(), &event, Some(&grant.subject)).await?;
+        change.record(&event, Some(&grant.subject));
     }
     Ok(())
 }

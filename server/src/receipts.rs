@@ -1,24 +1,26 @@
 //! Receipts: checked, stored with what they mean for their grants, then acknowledged.
 
+use std::collections::BTreeSet;
+
 use nightlatch_core::audit::{Event, EventKind};
-use nightlatch_core::id::{GrantId, MachineId, MachineName};
+use nightlatch_core::id::{GrantId, MachineId, MachineName, RequestId};
 use nightlatch_core::receipt::{Done, Receipt};
 use nightlatch_core::signing::{self, EnvelopeRejected, PublicKey};
 use nightlatch_core::time::Timestamp;
 
 use crate::agents::{Agents, machine_event};
 use crate::audit;
-use crate::store::grants::{self, Said};
+use crate::store::grants::{self, Note, Owner, Said};
 use crate::store::machines::{self, LastReceipt, Machine};
-use crate::store::{Change, StoreError, events, receipts};
+use crate::store::receipts::Stored;
+use crate::store::{Change, StoreError, receipts};
 
 /// Of what was no receipt, so many of one connection are written down whole.
 pub const KEPT: usize = 3;
 
 struct Checked {
     receipt: Receipt,
-    sha256: String,
-    envelope: Vec<u8>,
+    stored: Stored,
 }
 
 /// Why something that a machine sent is no receipt of its.
@@ -43,79 +45,158 @@ impl Agents {
     ) -> Result<Option<u64>, StoreError> {
         let already = *bad;
         let mut found = already;
-        let checked: Vec<_> = envelopes
-            .into_iter()
-            .map(|envelope| check(id, key, envelope))
-            .collect();
+        let checked = check_all(id, key, envelopes).await?;
         let mut change = self.issuer.store.change().await?;
         let machine = machines::by_id(change.connection(), id).await?;
         let mut last = machine.last_receipt.clone();
-        let mut acknowledged = None;
+        let mut good = Vec::with_capacity(checked.len());
         for receipt in checked {
             match receipt {
-                Ok(checked) => {
-                    acknowledged = acknowledged.max(Some(checked.receipt.sequence));
-                    take(&mut change, &machine, checked, &mut last, now).await?;
-                }
+                Ok(checked) => good.push(checked),
                 Err((why, envelope)) => {
                     found = found.saturating_add(1);
                     if found <= KEPT {
-                        refuse(&mut change, &machine, why, &envelope, now).await?;
+                        refuse(&mut change, &machine, &why, &envelope, now);
                     }
                 }
             }
         }
+        let acknowledged = good.iter().map(|checked| checked.receipt.sequence).max();
+        let concerned = take(&mut change, &machine, good, &mut last, now).await?;
         let more = found.saturating_sub(already.max(KEPT));
         if more > 0 {
             let message = format!("sent {more} more that were no receipts of its");
             let mut event = machine_event(&machine, EventKind::MachineReported, message, now);
             event.reason = Some("RECEIPTS_REFUSED".to_owned());
-            events::record(change.connection(), &event, None).await?;
+            change.record(&event, None);
         }
         if last != machine.last_receipt {
             machines::set_last_receipt(change.connection(), id, &last, now).await?;
         }
         change.commit().await?;
         *bad = found;
-        self.issuer.fleet.tell(id);
+        self.issuer.fleet.tell_of(&concerned);
         Ok(acknowledged)
     }
+}
+
+/// What a processor checks at a time, so that many receipts are checked by all of them.
+const AT_A_TIME: usize = 128;
+
+async fn check_all(
+    id: MachineId,
+    key: &PublicKey,
+    envelopes: Vec<Vec<u8>>,
+) -> Result<Vec<Result<Checked, (Bad, Vec<u8>)>>, StoreError> {
+    let check_some = move |some: Vec<Vec<u8>>, key: &PublicKey| -> Vec<_> {
+        some.into_iter()
+            .map(|envelope| check(id, key, envelope))
+            .collect()
+    };
+    if envelopes.len() <= AT_A_TIME / 8 {
+        return Ok(check_some(envelopes, key));
+    }
+    let mut left = envelopes.into_iter();
+    let mut tasks = Vec::new();
+    loop {
+        let some: Vec<_> = left.by_ref().take(AT_A_TIME).collect();
+        if some.is_empty() {
+            break;
+        }
+        let key = key.clone();
+        tasks.push(tokio::task::spawn_blocking(move || check_some(some, &key)));
+    }
+    let mut checked = Vec::new();
+    for task in tasks {
+        let some = task.await;
+        checked.extend(some.map_err(|error| StoreError::NotWritten(error.to_string()))?);
+    }
+    Ok(checked)
 }
 
 fn check(id: MachineId, key: &PublicKey, envelope: Vec<u8>) -> Result<Checked, (Bad, Vec<u8>)> {
     match Receipt::verify(&envelope, key) {
         Ok(receipt) if receipt.machine == id => Ok(Checked {
+            stored: Stored {
+                sequence: receipt.sequence,
+                sha256: signing::hex(&signing::sha256(&envelope)),
+                envelope,
+            },
             receipt,
-            sha256: signing::hex(&signing::sha256(&envelope)),
-            envelope,
         }),
         Ok(receipt) => Err((Bad::OtherMachine(receipt.machine), envelope)),
         Err(rejected) => Err((Bad::Envelope(rejected), envelope)),
     }
 }
 
+/// Stores receipts and what they mean for their grants. Gives the requests that they concern.
 async fn take(
     change: &mut Change,
     machine: &Machine,
-    checked: Checked,
+    receipts: Vec<Checked>,
     last: &mut LastReceipt,
     now: Timestamp,
-) -> Result<(), StoreError> {
-    let Checked {
-        receipt,
-        sha256,
-        envelope,
-    } = checked;
-    let sequence = receipt.sequence;
-    let is_new = receipts::put(change.connection(), machine.id, sequence, &sha256, &envelope, now).await?;
-    if !is_new {
-        return Ok(());
+) -> Result<BTreeSet<RequestId>, StoreError> {
+    let stored = receipts.iter().map(|checked| &checked.stored);
+    let mut new = receipts::put(change.connection(), machine.id, stored, now).await?;
+    let grants: Vec<GrantId> = receipts.iter().map(|checked| checked.receipt.grant).collect();
+    let mut owners = grants::owners(change.connection(), &grants).await?;
+    owners.retain(|_, owner| owner.machine == machine.id);
+    let mut concerned = BTreeSet::new();
+    let mut said = Sayings::default();
+    for Checked { receipt, stored } in receipts {
+        let Stored { sequence, sha256, .. } = stored;
+        // Those that were here already, and what comes twice, change nothing.
+        if !new.remove(&(sequence, sha256.clone())) {
+            continue;
+        }
+        if let Some(event) = break_in_chain(machine, &receipt, last, now) {
+            change.record(&event, None);
+        }
+        *last = LastReceipt { sequence, sha256 };
+        let owner = owners.get(&receipt.grant);
+        concerned.extend(owner.map(|owner| owner.request));
+        let (event, what) = meaning(machine, &receipt, owner, now);
+        change.record(&event, owner.map(|owner| &owner.subject));
+        if owner.is_some() {
+            let note = Note {
+                id: receipt.grant,
+                at: receipt.at,
+                reason: receipt.reason,
+            };
+            said.add(change, what, note).await?;
+        }
     }
-    if let Some(event) = break_in_chain(machine, &receipt, last, now) {
-        events::record(change.connection(), &event, None).await?;
+    said.write(change).await?;
+    Ok(concerned)
+}
+
+/// What hosts have said, written down together as long as it is alike.
+#[derive(Default)]
+struct Sayings {
+    said: Option<Said>,
+    notes: Vec<Note>,
+    of: BTreeSet<GrantId>,
+}
+
+impl Sayings {
+    async fn add(&mut self, change: &mut Change, said: Said, note: Note) -> Result<(), StoreError> {
+        if self.said != Some(said) || self.of.contains(&note.id) {
+            self.write(change).await?;
+        }
+        self.said = Some(said);
+        self.of.insert(note.id);
+        self.notes.push(note);
+        Ok(())
     }
-    *last = LastReceipt { sequence, sha256 };
-    apply(change, machine, &receipt, now).await
+
+    async fn write(&mut self, change: &mut Change) -> Result<(), StoreError> {
+        let Self { said, notes, .. } = std::mem::take(self);
+        match said {
+            Some(said) => grants::note(change.connection(), said, &notes).await,
+            None => Ok(()),
+        }
+    }
 }
 
 /// Receipts are numbered without gaps, each naming the one before. Where that doesn't hold, one of the two
@@ -151,12 +232,7 @@ fn break_in_chain(machine: &Machine, receipt: &Receipt, last: &LastReceipt, now:
     Some(event)
 }
 
-async fn apply(
-    change: &mut Change,
-    machine: &Machine,
-    receipt: &Receipt,
-    now: Timestamp,
-) -> Result<(), StoreError> {
+fn meaning(machine: &Machine, receipt: &Receipt, owner: Option<&Owner>, now: Timestamp) -> (Event, Said) {
     let Receipt {
         grant: id,
         event,
@@ -164,39 +240,29 @@ async fn apply(
         reason,
         ..
     } = receipt;
-    let known = grants::find(change.connection(), *id)
-        .await?
-        .filter(|grant| grant.machine == machine.id);
     let (kind, said, message) = match event {
         Done::Opened => (
             EventKind::GrantOpened,
             Said::Opened,
             "the host has opened".to_owned(),
         ),
-        Done::Closed => (
-            EventKind::GrantClosed,
-            Said::Closed(reason),
-            closed_message(reason),
-        ),
+        Done::Closed => (EventKind::GrantClosed, Said::Closed, closed_message(reason)),
         Done::Refused => (
             EventKind::GrantRefused,
-            Said::Refused(reason),
+            Said::Refused,
             format!("the host has refused the grant: {reason}"),
         ),
     };
     let mut event = grant_event(machine.id, &machine.name, kind, *id, message, now);
     event.reason = Some(reason.clone()).filter(|reason| !reason.is_empty());
-    let mut event = audit::with(event, "host_time", at);
-    match known {
-        Some(grant) => {
-            event.request = Some(grant.request);
-            grants::note(change.connection(), *id, said, *at).await?;
-            events::record(change.connection(), &event, Some(&grant.subject)).await
-        }
-        None => {
-            let event = audit::with(event, "note", "the store doesn't know this grant");
-            events::record(change.connection(), &event, None).await
-        }
+    event.request = owner.map(|owner| owner.request);
+    let event = audit::with(event, "host_time", at);
+    match owner {
+        Some(_) => (event, said),
+        None => (
+            audit::with(event, "note", "the store doesn't know this grant"),
+            said,
+        ),
     }
 }
 
@@ -226,13 +292,7 @@ fn grant_event(
 }
 
 /// Kept in the event, so that nothing that was sent is lost; it changes nothing.
-async fn refuse(
-    change: &mut Change,
-    machine: &Machine,
-    bad: Bad,
-    envelope: &[u8],
-    now: Timestamp,
-) -> Result<(), StoreError> {
+fn refuse(change: &mut Change, machine: &Machine, bad: &Bad, envelope: &[u8], now: Timestamp) {
     let (reason, message) = match bad {
         Bad::Envelope(rejected) => (
             rejected.code(),
@@ -244,5 +304,5 @@ async fn refuse(
     event.reason = Some(reason.to_owned());
     let kept = envelope.get(..signing::LONGEST_ENVELOPE).unwrap_or(envelope);
     let event = audit::with(event, "envelope", signing::encode_base64(kept));
-    events::record(change.connection(), &event, None).await
+    change.record(&event, None);
 }

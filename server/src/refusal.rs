@@ -19,6 +19,10 @@ pub enum Refusal {
     Invalid(#[from] InvalidField),
     #[error("there is no machine `{machine}`: `nightlatch list machines` shows all")]
     UnknownMachine { field: String, machine: MachineRef },
+    #[error(
+        "the request_id was used for another request before: give each request its own, and repeat one only unchanged"
+    )]
+    RequestIdReused,
     #[error("there is no grant {0}")]
     UnknownGrant(GrantId),
     #[error("there is no access request {0}")]

@@ -37,8 +37,9 @@ use crate::api::audit::Audit;
 use crate::api::door::{Door, DoorLayer, Listener};
 use crate::api::enrollment::Enrollment;
 use crate::api::machine::Machines;
+use crate::api::passing::Passing;
 use crate::clock::Clock;
-use crate::config::ServerConfig;
+use crate::config::{Limits, ServerConfig};
 use crate::enrolment::Enrolment;
 use crate::fleet::Fleet;
 use crate::id;
@@ -46,6 +47,8 @@ use crate::identity::ca::{CertificateAuthority, CertificateError};
 use crate::identity::peer::valid_until;
 use crate::identity::{Identity, Kind};
 use crate::issuer::Issuer;
+use crate::listener::descriptors::within_reach;
+use crate::listener::guests::{Guests, Places};
 use crate::listener::{self, TlsError};
 use crate::policies::Policies;
 use crate::state::{DATABASE, SERVER_CERTIFICATE, SERVER_KEY, State, StateError};
@@ -58,6 +61,9 @@ const AFTER_CALLS: Duration = Duration::from_secs(1);
 /// Longer than the longest wait for hosts.
 const CALL_WITHIN: Duration = Duration::from_secs(75);
 const CALLS_PER_CONNECTION: u32 = 64;
+/// A machine's newest stream counts alone.
+const STREAMS_PER_AGENT: u32 = 4;
+const CONNECTIONS_PER_MACHINE: usize = 4;
 /// Whose health can be asked for; empty: the server's as a whole.
 const HEALTHY: [&str; 6] = [
     "",
@@ -105,6 +111,7 @@ pub struct Server {
     keys: VerifiedKeys,
     root: PublicKey,
     host_names: Vec<String>,
+    limits: Limits,
 }
 
 type Services = Router<Stack<DoorLayer, NoLayer>>;
@@ -146,6 +153,7 @@ impl Server {
             keys,
             root,
             host_names: installation.host_names,
+            limits: within_reach(config.limits),
         })
     }
 
@@ -187,6 +195,7 @@ impl Server {
             fleet: Arc::new(Fleet::default()),
             authority: self.authority.clone(),
             clock: self.clock.clone(),
+            bounds: self.limits.grants,
             stopping: stopping.clone(),
         });
         let for_people = self.services_for_people(&issuer, agents_port).await?;
@@ -196,10 +205,13 @@ impl Server {
             store,
             people,
             agents,
+            limits,
             ..
         } = self;
-        let people = listener::accept(people.0, people.1, stopping.clone());
-        let agents = listener::accept(agents.0, agents.1, stopping.clone());
+        let [for_them, for_machines] =
+            [Listener::People, Listener::Agents].map(|which| places(which, &limits));
+        let people = listener::accept(people.0, people.1, for_them, stopping.clone());
+        let agents = listener::accept(agents.0, agents.1, for_machines, stopping.clone());
         let serving = async {
             tokio::try_join!(
                 for_people.serve_with_incoming_shutdown(people, stopping.clone().cancelled_owned()),
@@ -291,7 +303,7 @@ impl Server {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
         Ok(self
-            .builder(Listener::People)
+            .builder(Listener::People, &issuer.stopping)
             .add_service(access.max_decoding_message_size(LONGEST_MESSAGE))
             .add_service(machine.max_decoding_message_size(LONGEST_MESSAGE))
             .add_service(AuditServiceServer::new(audit).max_decoding_message_size(LONGEST_MESSAGE))
@@ -301,6 +313,7 @@ impl Server {
     }
 
     fn services_for_agents(&self, issuer: Arc<Issuer>, sessions: &TaskTracker) -> Services {
+        let mut builder = self.builder(Listener::Agents, &issuer.stopping);
         let agents = Arc::new(Agents {
             issuer,
             keys: self.keys.clone(),
@@ -309,28 +322,49 @@ impl Server {
             agents,
             sessions: sessions.clone(),
         });
-        self.builder(Listener::Agents)
-            .add_service(link.max_decoding_message_size(LONGEST_MESSAGE))
+        builder.add_service(link.max_decoding_message_size(LONGEST_MESSAGE))
     }
 
-    fn builder(&self, listener: Listener) -> tonic::transport::Server<Stack<DoorLayer, NoLayer>> {
+    fn builder(
+        &self,
+        listener: Listener,
+        stopping: &CancellationToken,
+    ) -> tonic::transport::Server<Stack<DoorLayer, NoLayer>> {
         let door = Door {
             store: self.store.clone(),
             installation: self.installation,
             listener,
+            passing: Passing::new(stopping.clone()),
         };
-        let (alive_every, alive_within) = match listener {
-            Listener::People => (Duration::from_secs(60), Duration::from_secs(20)),
+        let seconds = Duration::from_secs;
+        let (alive_every, alive_within, calls) = match listener {
+            Listener::People => (seconds(60), seconds(20), CALLS_PER_CONNECTION),
             // Whoever revokes relies on what is said of a host that has vanished.
-            Listener::Agents => (Duration::from_secs(10), Duration::from_secs(5)),
+            Listener::Agents => (seconds(10), seconds(5), STREAMS_PER_AGENT),
         };
         tonic::transport::Server::builder()
-            .max_concurrent_streams(CALLS_PER_CONNECTION)
+            .max_concurrent_streams(calls)
             .http2_keepalive_interval(Some(alive_every))
             .http2_keepalive_timeout(Some(alive_within))
             .timeout(CALL_WITHIN)
             .layer(DoorLayer(Arc::new(door)))
     }
+}
+
+fn places(listener: Listener, limits: &Limits) -> Arc<Guests> {
+    Guests::new(match listener {
+        Listener::People => Places {
+            all: limits.connections,
+            per_address: limits.connections_per_address,
+            per_certificate: limits.connections,
+        },
+        // All may be behind one address, and each shows its certificate.
+        Listener::Agents => Places {
+            all: limits.agent_connections,
+            per_address: limits.agent_connections,
+            per_certificate: CONNECTIONS_PER_MACHINE,
+        },
+    })
 }
 
 /// The server's certificate and key, new ones if the old end soon or don't belong together.

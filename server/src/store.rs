@@ -6,24 +6,32 @@
 pub mod assignments;
 pub mod events;
 pub mod grants;
+pub mod held;
 pub mod installation;
 mod json;
+mod line;
 pub mod machines;
 pub mod page;
 pub mod receipts;
 pub mod requests;
 mod row;
+mod rows;
 pub mod tokens;
 pub mod users;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nightlatch_core::audit::Event;
+use nightlatch_core::id::Subject;
 use sqlx::any::{Any, AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::pool::PoolConnection;
-use sqlx::{AnyConnection, AnyPool, ConnectOptions, Connection, Executor, SqlSafeStr, Transaction};
+use sqlx::{AnyConnection, AnyPool, ConnectOptions, Connection, Executor, SqlSafeStr};
 use tracing::log::LevelFilter;
+
+use self::events::Written;
+use self::line::{Line, Turn};
 
 const READERS: u32 = 4;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,6 +45,12 @@ pub enum StoreError {
     Migrate(#[from] MigrateError),
     #[error("the database did not answer as it should")]
     Query(#[from] sqlx::Error),
+    #[error("other changes have kept the database busy for {} s", .0.as_secs())]
+    Busy(Duration),
+    #[error("the change could not be put on disk: {0}")]
+    NotWritten(String),
+    #[error("the database was closed")]
+    Closed,
     #[error("the database holds something unreadable in `{column}`: {why}")]
     Unreadable { column: String, why: String },
 }
@@ -44,7 +58,7 @@ pub enum StoreError {
 /// SQLite: one connection writes, some read.
 #[derive(Clone)]
 pub struct Store {
-    writer: AnyPool,
+    writer: Line,
     readers: AnyPool,
 }
 
@@ -64,10 +78,14 @@ impl Store {
         let mut first = AnyConnection::connect_with(&options).await.map_err(opened)?;
         first.execute("PRAGMA schema_version").await.map_err(opened)?;
         first.close().await.map_err(opened)?;
-        let writer = pool(1).connect_with(options.clone()).await.map_err(opened)?;
-        migrator().run(&writer).await?;
+        let mut writer = AnyConnection::connect_with(&options).await.map_err(opened)?;
+        prepare(&mut writer).await.map_err(opened)?;
+        migrator().run(&mut writer).await?;
         let readers = pool(READERS).connect_with(options).await.map_err(opened)?;
-        Ok(Self { writer, readers })
+        Ok(Self {
+            writer: Line::new(writer),
+            readers,
+        })
     }
 
     /// Finds what would keep [`Store::open`] from using the file, and changes nothing.
@@ -107,19 +125,10 @@ impl Store {
     /// # Errors
     /// Another change takes more than five seconds.
     pub async fn change(&self) -> Result<Change, StoreError> {
-        const BEGIN: &str = "BEGIN IMMEDIATE";
-        let begun = self.writer.begin_with(BEGIN).await;
-        let transaction = match begun {
-            // A disk that is full ends a transaction behind the connection's back, which then begins no other one.
-            Err(sqlx::Error::InvalidSavePointStatement) => {
-                // It is of no use, whatever closing says.
-                let spoilt = self.writer.acquire().await?;
-                spoilt.close().await.unwrap_or_default();
-                self.writer.begin_with(BEGIN).await?
-            }
-            begun => begun?,
-        };
-        Ok(Change { transaction })
+        Ok(Change {
+            turn: self.writer.turn().await?,
+            events: Vec::new(),
+        })
     }
 
     /// Waits until nothing is under way and closes the file.
@@ -131,21 +140,29 @@ impl Store {
 
 /// Changes that hold together or not at all.
 pub struct Change {
-    transaction: Transaction<'static, Any>,
+    turn: Turn,
+    events: Vec<Written>,
 }
 
 impl Change {
     /// For the statements of this module's parts.
     pub fn connection(&mut self) -> &mut AnyConnection {
-        &mut self.transaction
+        self.turn.connection()
+    }
+
+    /// Writes an event of what is changed here. `subject` is the person concerned.
+    pub fn record(&mut self, event: &Event, subject: Option<&Subject>) {
+        self.events.push(Written::new(event, subject));
     }
 
     /// Returns when all of it is on disk.
     ///
     /// # Errors
     /// The disk refused. Nothing of the change holds then.
-    pub async fn commit(self) -> Result<(), StoreError> {
-        Ok(self.transaction.commit().await?)
+    pub async fn commit(mut self) -> Result<(), StoreError> {
+        let events = std::mem::take(&mut self.events);
+        events::record_all(self.connection(), &events).await?;
+        self.turn.finish().await
     }
 }
 
@@ -166,30 +183,39 @@ fn pool(connections: u32) -> AnyPoolOptions {
         .max_lifetime(None)
         // Asking before each use whether a file in the same process still answers costs a round trip.
         .test_before_acquire(false)
-        .after_connect(|connection, _| {
-            Box::pin(async move {
-                for pragma in [
-                    "PRAGMA busy_timeout = 5000",
-                    "PRAGMA journal_mode = WAL",
-                    "PRAGMA synchronous = FULL",
-                    "PRAGMA foreign_keys = ON",
-                ] {
-                    connection.execute(pragma).await?;
-                }
-                Ok(())
-            })
-        })
+        .after_connect(|connection, _| Box::pin(prepare(connection)))
+}
+
+async fn prepare(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
+    for pragma in [
+        "PRAGMA busy_timeout = 5000",
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = FULL",
+        "PRAGMA foreign_keys = ON",
+    ] {
+        connection.execute(pragma).await?;
+    }
+    Ok(())
 }
 
 fn migrator() -> Migrator {
-    let sql = include_str!("../migrations/0001_nightlatch.sql").into_sql_str();
-    Migrator::with_migrations(vec![Migration::new(
-        1,
-        "nightlatch".into(),
-        MigrationType::Simple,
-        sql,
-        false,
-    )])
+    let migration = |version, name: &'static str, sql: &'static str| {
+        Migration::new(
+            version,
+            name.into(),
+            MigrationType::Simple,
+            sql.into_sql_str(),
+            false,
+        )
+    };
+    Migrator::with_migrations(vec![
+        migration(1, "nightlatch", include_str!("../migrations/0001_nightlatch.sql")),
+        migration(
+            2,
+            "bounds and retries",
+            include_str!("../migrations/0002_bounds_and_retries.sql"),
+        ),
+    ])
 }
 
 fn percent_encoded(path: &Path) -> String {
@@ -210,19 +236,113 @@ fn percent_encoded(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sqlx::AssertSqlSafe;
 
     #[tokio::test]
     async fn a_change_that_is_not_committed_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("a b%?#.db"), true).await.unwrap();
         let mut change = store.change().await.unwrap();
-        let insert = "INSERT INTO tokens VALUES ('x', NULL, 0, 1, 2, NULL)";
+        let insert =
+            "INSERT INTO tokens (secret_sha256, may_replace, created_at, expires_at) VALUES ('x', 0, 1, 2)";
         change.connection().execute(insert).await.unwrap();
         drop(change);
         let mut change = store.change().await.unwrap();
         change.connection().execute(insert).await.unwrap();
         change.commit().await.unwrap();
         store.close().await;
+    }
+
+    async fn insert(change: &mut Change, secret: &str) -> Result<(), sqlx::Error> {
+        let insert =
+            "INSERT INTO tokens (secret_sha256, may_replace, created_at, expires_at) VALUES ($1, 0, 1, 2)";
+        sqlx::query(insert)
+            .bind(secret)
+            .execute(change.connection())
+            .await?;
+        Ok(())
+    }
+
+    async fn tokens(store: &Store) -> Vec<String> {
+        let rows = sqlx::query("SELECT secret_sha256 FROM tokens ORDER BY secret_sha256");
+        let rows = rows.fetch_all(&mut *store.read().await.unwrap()).await.unwrap();
+        rows.iter()
+            .map(|row| row::text(row, "secret_sha256").unwrap())
+            .collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_changes_that_race_those_that_were_committed_hold_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("nightlatch.db"), true)
+            .await
+            .unwrap();
+        let changes: Vec<_> = (0..200)
+            .map(|number| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    let mut change = store.change().await.unwrap();
+                    insert(&mut change, &format!("{number:03}")).await.unwrap();
+                    match number % 5 {
+                        // Given up, after an error or without.
+                        0 => insert(&mut change, &format!("{number:03}"))
+                            .await
+                            .unwrap_err()
+                            .to_string(),
+                        1 => String::new(),
+                        _ => {
+                            change.commit().await.unwrap();
+                            // What is acknowledged can be read.
+                            assert!(tokens(&store).await.contains(&format!("{number:03}")));
+                            String::new()
+                        }
+                    }
+                })
+            })
+            .collect();
+        for change in changes {
+            change.await.unwrap();
+        }
+        let expected: Vec<String> = (0..200)
+            .filter(|number| number % 5 > 1)
+            .map(|number| format!("{number:03}"))
+            .collect();
+        assert_eq!(tokens(&store).await, expected);
+        store.close().await;
+        assert!(matches!(store.change().await, Err(StoreError::Closed)));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn on_a_full_disk_only_what_is_there_is_acknowledged() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("nightlatch.db"), true)
+            .await
+            .unwrap();
+        let mut change = store.change().await.unwrap();
+        let pages = change.connection().fetch_one("PRAGMA page_count").await.unwrap();
+        let pages = row::number(&pages, "page_count").unwrap() + 2;
+        let most = format!("PRAGMA max_page_count = {pages}");
+        change.connection().execute(AssertSqlSafe(most)).await.unwrap();
+        drop(change);
+        let changes: Vec<_> = (0..40)
+            .map(|number| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    let long = format!("{number:03}").repeat(100);
+                    let mut change = store.change().await.ok()?;
+                    insert(&mut change, &long).await.ok()?;
+                    change.commit().await.ok()?;
+                    Some(long)
+                })
+            })
+            .collect();
+        let mut acknowledged = Vec::new();
+        for change in changes {
+            acknowledged.extend(change.await.unwrap());
+        }
+        acknowledged.sort();
+        assert!(!acknowledged.is_empty() && acknowledged.len() < 40);
+        assert_eq!(tokens(&store).await, acknowledged);
     }
 
     #[tokio::test]

@@ -67,7 +67,8 @@ impl<'l> Control<'l> {
         fs::create_dir_all(self.dir()).context("making the server's folder")?;
         fs::write(
             self.config(),
-            "listen = \"[::]:7443\"\nlisten_agents = \"[::]:7444\"\n",
+            // One person asks for as many grants as a machine takes.
+            "listen = \"[::]:7443\"\nlisten_agents = \"[::]:7444\"\nlimits = { grants_per_caller_and_machine = 20000, grants_per_machine = 20000 }\n",
         )
         .context("writing server.toml")?;
         let [ipv4, ipv6] = [CONTROL.ipv4.to_string(), CONTROL.ipv6.to_string()];

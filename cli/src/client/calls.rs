@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use nightlatch_core::policy::Policy;
 use nightlatch_core::request::Span;
+use nightlatch_core::time::Timestamp;
 use nightlatch_proto::convert::access::{Source, Wish};
 use nightlatch_proto::convert::policy::rules;
 use nightlatch_proto::convert::time::{duration, timestamp};
@@ -13,11 +14,13 @@ use nightlatch_proto::pb::audit_service_client::AuditServiceClient;
 use nightlatch_proto::pb::machine_service_client::MachineServiceClient;
 use tonic::transport::Channel;
 use tonic::{Request, Streaming};
+use uuid::{NoContext, Uuid};
 
-use super::{ANSWER, Client};
+use super::{ANSWER, Client, has_broken};
 use crate::failure::Failure;
 use crate::naming::{GrantRef, MachineRef, grant_resource, only_one};
 use crate::record::{EventRecord, GrantRecord, KeyRecord, MachineRecord, PolicyRecord, RequestRecord};
+use crate::when;
 
 /// A page of the largest grants and events stays well below it.
 const MOST_BYTES: usize = 32 << 20;
@@ -92,6 +95,13 @@ fn timed<T>(message: T, limit: Duration) -> Request<T> {
     request
 }
 
+/// One for each request that is made, so that it can be repeated without being made twice (UUIDv7).
+fn fresh_id(now: Timestamp) -> Uuid {
+    let micros = u64::try_from(now.micros()).unwrap_or_default();
+    let nanos = u32::try_from(micros % 1_000_000 * 1000).unwrap_or_default();
+    Uuid::new_v7(uuid::Timestamp::from_unix(NoContext, micros / 1_000_000, nanos))
+}
+
 fn resource_or_all(machine: Option<&MachineRef>) -> String {
     machine.map(MachineRef::resource).unwrap_or_default()
 }
@@ -161,12 +171,21 @@ impl Client {
             machines: machines.iter().map(MachineRef::resource).collect(),
             access_request: Some(to_pb_request(wish)),
             wait: Some(duration(wait)),
+            request_id: fresh_id(when::now()).to_string(),
         };
         let limit = ANSWER.saturating_add(wait);
-        let created = self
-            .within(limit, self.access().create_access_request(timed(message, limit)))
-            .await?;
-        Ok(created.into())
+        let create = async || {
+            let mut access = self.access();
+            access.create_access_request(timed(message.clone(), limit)).await
+        };
+        let created = self.within(limit, async {
+            match create().await {
+                // The server knows by the id whether it has taken it already.
+                Err(status) if has_broken(&status) => create().await,
+                answered => answered,
+            }
+        });
+        Ok(created.await?.into())
     }
 
     pub(crate) async fn access_request(&self, name: String) -> Result<RequestRecord, Failure> {

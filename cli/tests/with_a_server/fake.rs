@@ -1,10 +1,10 @@
 //! A server of canned answers: a machine's name says what becomes of a request for it.
 
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::pin::Pin;
 use std::process::{Command, Output};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nightlatch_proto::error::Problem;
@@ -104,6 +104,40 @@ impl Fake {
         self.command(words).output().unwrap()
     }
 
+    /// The ids that requests were asked for with.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        self.answers.asked.lock().unwrap().clone()
+    }
+
+    /// Passes connections on. The first is cut when its request has arrived.
+    pub(crate) fn behind_a_breaking_network(&self) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, server) = (listener.local_addr().unwrap(), self.address);
+        let asked = self.answers.asked.clone();
+        std::thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                let (near, far) = (stream.unwrap(), TcpStream::connect(server).unwrap());
+                for (mut from, mut to) in [
+                    (near.try_clone().unwrap(), far.try_clone().unwrap()),
+                    (far.try_clone().unwrap(), near.try_clone().unwrap()),
+                ] {
+                    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                }
+                if number == 0 {
+                    let asked = asked.clone();
+                    std::thread::spawn(move || {
+                        while asked.lock().unwrap().is_empty() {
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                        near.shutdown(Shutdown::Both).unwrap();
+                        far.shutdown(Shutdown::Both).unwrap();
+                    });
+                }
+            }
+        });
+        address
+    }
+
     pub(crate) fn wait_until_watched(&self) {
         let start = Instant::now();
         while self.answers.watched.load(Ordering::SeqCst) == 0 {
@@ -116,6 +150,7 @@ impl Fake {
 #[derive(Clone, Default)]
 struct Answers {
     watched: Arc<AtomicU32>,
+    asked: Arc<Mutex<Vec<String>>>,
 }
 
 fn outcome(machine: &str, is_late_open: bool) -> pb::Outcome {
@@ -202,7 +237,13 @@ impl AccessService for Answers {
         &self,
         request: Request<pb::CreateAccessRequestRequest>,
     ) -> Result<Response<pb::AccessRequest>, Status> {
-        let machines = request.into_inner().machines;
+        let call = request.into_inner();
+        let machines = call.machines;
+        self.asked.lock().unwrap().push(call.request_id);
+        if machines.contains(&"machines/cut-1".to_string()) && self.asked.lock().unwrap().len() == 1 {
+            // The answer waits until the connection is gone.
+            return std::future::pending().await;
+        }
         if machines.contains(&"machines/denied-1".to_string()) {
             let why = "port 22/tcp is not in the machine's policy";
             let message = format!("denied-1: ports[0]: {why}");

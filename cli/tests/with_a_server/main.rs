@@ -78,6 +78,20 @@ fn waiting_survives_a_broken_connection() {
 }
 
 #[test]
+fn a_request_whose_answer_is_lost_is_repeated_once_under_the_same_id() {
+    let fake = Fake::start();
+    let server = fake.behind_a_breaking_network().to_string();
+    let output = fake.run(&[&["request", "cut-1", "open-1", "--server", &server][..], &ASK].concat());
+    let asked = fake.asked();
+    assert_eq!(asked.len(), 2, "{}", text(&output.stderr));
+    assert!(asked[0].len() == 36 && asked[0] == asked[1], "{asked:?}");
+    assert!(text(&output.stdout).contains("open-1: open until "));
+    let again = fake.run(&[&["request", "open-1"][..], &ASK].concat());
+    assert_ends(&again, 0, &[]);
+    assert_ne!(fake.asked()[2], asked[0]);
+}
+
+#[test]
 fn a_refusal_is_exit_1_with_its_reason() {
     let fake = Fake::start();
     let output = fake.run(&[&["request", "denied-1"][..], &ASK].concat());

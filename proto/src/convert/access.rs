@@ -6,6 +6,9 @@ use nightlatch_core::grant::MOST_PARTS;
 use nightlatch_core::port::PortPattern;
 use nightlatch_core::prefix::Prefix;
 use nightlatch_core::request::{Justification, Span};
+use nightlatch_core::signing::sha256;
+use prost::Message;
+use uuid::Uuid;
 
 use super::resource::{MachineRef, read_machine};
 use super::time::{read_duration, read_timestamp};
@@ -42,6 +45,16 @@ pub struct Asked {
     pub machines: Vec<MachineRef>,
     pub wish: Wish,
     pub wait: Duration,
+    pub repeatable: Option<Repeatable>,
+}
+
+/// By what a call is known when it is repeated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repeatable {
+    /// The caller's own.
+    pub id: Uuid,
+    /// SHA-256 of what is asked for.
+    pub body: [u8; 32],
 }
 
 impl TryFrom<pb::AccessRequest> for Wish {
@@ -98,10 +111,12 @@ impl TryFrom<pb::CreateAccessRequestRequest> for Asked {
     type Error = InvalidField;
 
     fn try_from(call: pb::CreateAccessRequestRequest) -> Result<Self, InvalidField> {
+        let repeatable = read_repeatable(&call)?;
         let pb::CreateAccessRequestRequest {
             machines,
             access_request,
             wait,
+            request_id: _,
         } = call;
         if machines.is_empty() {
             return Err(InvalidField::new("machines", "name at least one machine"));
@@ -112,8 +127,30 @@ impl TryFrom<pb::CreateAccessRequestRequest> for Asked {
             })?,
             wish: required("access_request", access_request)?.try_into()?,
             wait: read_wait(wait)?,
+            repeatable,
         })
     }
+}
+
+fn read_repeatable(call: &pb::CreateAccessRequestRequest) -> Result<Option<Repeatable>, InvalidField> {
+    if call.request_id.is_empty() {
+        return Ok(None);
+    }
+    let id = Uuid::try_parse(&call.request_id).ok();
+    let id = id.filter(|id| !id.is_nil() && call.request_id.len() == 36);
+    let id = id.ok_or_else(|| {
+        let reason = "is not a UUID: write one such as 3f0a6c1e-8d52-4b7a-9c61-2e5d8f9b7a10, or leave it out";
+        InvalidField::new("request_id", reason)
+    })?;
+    let body = pb::CreateAccessRequestRequest {
+        wait: None,
+        request_id: String::new(),
+        ..call.clone()
+    };
+    Ok(Some(Repeatable {
+        id,
+        body: sha256(&body.encode_to_vec()),
+    }))
 }
 
 /// # Errors
@@ -147,6 +184,33 @@ mod tests {
                 ..Default::default()
             }),
             wait: None,
+            request_id: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_repeated_call_is_known_by_its_id_and_what_it_asks_for() {
+        let id = "3f0a6c1e-8d52-4b7a-9c61-2e5d8f9b7a10";
+        let read = |change: &dyn Fn(&mut pb::CreateAccessRequestRequest)| {
+            let mut call = call();
+            call.request_id = id.to_owned();
+            change(&mut call);
+            Asked::try_from(call).map(|asked| asked.repeatable)
+        };
+        let first = read(&|_| ()).unwrap().unwrap();
+        assert_eq!(first.id.to_string(), id);
+        let wait = Some(prost_types::Duration::default());
+        assert_eq!(read(&move |call| call.wait = wait), Ok(Some(first.clone())));
+        let other = read(&|call| call.machines[0] = "machines/web-2".to_owned());
+        assert_ne!(other.unwrap().unwrap().body, first.body);
+        assert_eq!(read(&|call| call.request_id.clear()), Ok(None));
+        for bad in [
+            "x",
+            "00000000-0000-0000-0000-000000000000",
+            "3f0a6c1e8d524b7a9c612e5d8f9b7a10",
+        ] {
+            let refused = read(&|call| call.request_id = bad.to_owned()).unwrap_err();
+            assert_eq!(refused.field, "request_id", "{bad}");
         }
     }
 

@@ -13,6 +13,7 @@ use tonic::body::Body;
 use tonic::{Code, Request, Status};
 use tower::{Layer, Service};
 
+use super::passing::{Leave, Passing};
 use super::permissions::{Rule, rule};
 use crate::identity::Kind;
 use crate::identity::peer::Peer;
@@ -32,6 +33,7 @@ pub struct Door {
     pub store: Store,
     pub installation: InstallationId,
     pub listener: Listener,
+    pub passing: Passing,
 }
 
 /// A machine's agent, as its certificate says.
@@ -42,23 +44,39 @@ pub struct Agent {
 
 impl Door {
     /// Adds who calls to the request, or says why they may not.
-    async fn admit<B>(&self, request: &mut http::Request<B>) -> Result<(), Status> {
+    async fn admit<B>(&self, request: &mut http::Request<B>) -> Result<Option<Leave>, Status> {
         let rule =
             rule(request.uri().path()).ok_or_else(|| Status::unimplemented("there is no such method"))?;
         let remote = request.extensions().get::<Remote>().cloned();
-        let Remote { address, certificate } =
-            remote.ok_or_else(|| Status::unauthenticated("nothing is known of the connection"))?;
+        let Remote {
+            address,
+            certificate,
+            guest,
+        } = remote.ok_or_else(|| Status::unauthenticated("nothing is known of the connection"))?;
         let certificate = certificate.as_deref();
         match (rule, self.listener) {
-            (Rule::Anyone, Listener::People) => {}
+            (Rule::Anyone | Rule::AnyonesStream, Listener::People) => {
+                // A program that only watches the health may say who it is, and then stays.
+                if !guest.is_known()
+                    && let Ok(peer) = self.peer(certificate, &[Kind::Person, Kind::Program])
+                    && self.caller(&peer, address).await.is_ok()
+                {
+                    guest.is_recognised();
+                }
+                if rule == Rule::AnyonesStream {
+                    return self.passing.leave(&guest).map(Some);
+                }
+            }
             (Rule::Agent, Listener::Agents) => {
                 let peer = self.peer(certificate, &[Kind::Machine])?;
                 let agent = self.agent(&peer).await?;
+                guest.is_recognised();
                 request.extensions_mut().insert(agent);
             }
             (Rule::Needs(any), Listener::People) => {
                 let peer = self.peer(certificate, &[Kind::Person, Kind::Program])?;
                 let caller = self.caller(&peer, address).await?;
+                guest.is_recognised();
                 if !any.iter().any(|permission| caller.may(*permission)) {
                     let needed: Vec<String> = any.iter().map(ToString::to_string).collect();
                     let needed = needed.join(" or ");
@@ -71,11 +89,12 @@ impl Door {
                 }
                 request.extensions_mut().insert(caller);
             }
-            (Rule::Anyone | Rule::Needs(_), Listener::Agents) | (Rule::Agent, Listener::People) => {
+            (Rule::Anyone | Rule::AnyonesStream | Rule::Needs(_), Listener::Agents)
+            | (Rule::Agent, Listener::People) => {
                 return Err(Status::unimplemented("there is no such method on this port"));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn peer(&self, certificate: Option<&[u8]>, kinds: &[Kind]) -> Result<Peer, Status> {
@@ -148,11 +167,11 @@ pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
         .ok_or_else(|| Status::unauthenticated("nobody is known to call"))
 }
 
-/// The address that a call comes from.
-pub(super) fn address<T>(request: &Request<T>) -> Result<IpAddr, Status> {
+/// Where a call comes from.
+pub(super) fn remote<T>(request: &Request<T>) -> Result<Remote, Status> {
     let remote = request.extensions().get::<Remote>();
     remote
-        .map(|remote| remote.address)
+        .cloned()
         .ok_or_else(|| Status::unauthenticated("nothing is known of the connection"))
 }
 
@@ -199,7 +218,11 @@ where
         let door = self.door.clone();
         Box::pin(async move {
             match door.admit(&mut request).await {
-                Ok(()) => inner.call(request).await,
+                Ok(None) => inner.call(request).await,
+                Ok(Some(leave)) => {
+                    let answer = inner.call(request).await?;
+                    Ok(door.passing.bound(answer, leave))
+                }
                 Err(status) => Ok(status.into_http()),
             }
         })

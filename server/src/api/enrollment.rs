@@ -9,7 +9,7 @@ use nightlatch_proto::pb::enrollment_service_server::EnrollmentService;
 use tonic::{Request, Response, Status};
 
 use super::carried_through;
-use super::door::address;
+use super::door::remote;
 use crate::clock::Clock;
 use crate::enrolment::{Applicant, Enrolment};
 
@@ -30,7 +30,7 @@ impl EnrollmentService for Enrollment {
         &self,
         request: Request<pb::EnrollRequest>,
     ) -> Result<Response<pb::EnrollResponse>, Status> {
-        let address = address(&request)?.to_string();
+        let address = remote(&request)?.address.to_string();
         let pb::EnrollRequest {
             secret,
             machine_name,

@@ -9,6 +9,8 @@ use nightlatch_core::rights::Permission::{
 pub enum Rule {
     /// Without a certificate too.
     Anyone,
+    /// Likewise, a stream that stays open.
+    AnyonesStream,
     /// A machine's agent, on the agents' listener.
     Agent,
     /// A person or program with one of these. Where there are two, the first is for what is the caller's own.
@@ -18,10 +20,10 @@ pub enum Rule {
 const METHODS: &[(&str, Rule)] = &[
     ("/grpc.health.v1.Health/Check", Rule::Anyone),
     ("/grpc.health.v1.Health/List", Rule::Anyone),
-    ("/grpc.health.v1.Health/Watch", Rule::Anyone),
+    ("/grpc.health.v1.Health/Watch", Rule::AnyonesStream),
     (
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        Rule::Anyone,
+        Rule::AnyonesStream,
     ),
     ("/nightlatch.v1.EnrollmentService/Enroll", Rule::Anyone),
     ("/nightlatch.v1.AgentService/Connect", Rule::Agent),
@@ -159,7 +161,7 @@ mod tests {
             let (rule, who) = rule.zip(who).unwrap_or_else(|| panic!("{method} is in no table"));
             for (role, expected) in Role::ALL.into_iter().zip(who.chars()) {
                 let may = match rule {
-                    Rule::Anyone => '*',
+                    Rule::Anyone | Rule::AnyonesStream => '*',
                     Rule::Needs(any) if any.iter().any(|permission| role.allows(*permission)) => 'y',
                     Rule::Needs(_) | Rule::Agent => '-',
                 };

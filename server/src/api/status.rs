@@ -22,6 +22,9 @@ impl From<Refusal> for Status {
             Refusal::UnknownMachine { field, machine } => problem(Code::NotFound, "MACHINE_UNKNOWN")
                 .at(field, &message)
                 .with("machine", machine.to_string()),
+            Refusal::RequestIdReused => {
+                problem(Code::AlreadyExists, "REQUEST_ID_REUSED").at("request_id", &message)
+            }
             Refusal::UnknownGrant(_) => problem(Code::NotFound, "GRANT_UNKNOWN").at("name", &message),
             Refusal::UnknownRequest(_) => {
                 problem(Code::NotFound, "ACCESS_REQUEST_UNKNOWN").at("name", &message)
@@ -67,6 +70,9 @@ fn denial(denied: &[Denied], message: &str) -> Problem {
 const fn code(reason: &DenialReason) -> Code {
     match reason {
         DenialReason::NoPolicy(_) | DenialReason::NoCeiling => Code::FailedPrecondition,
+        DenialReason::TooManyOwn(_) | DenialReason::TooMany(_) | DenialReason::TooLongTogether(_) => {
+            Code::ResourceExhausted
+        }
         DenialReason::NoPorts
         | DenialReason::NoSources
         | DenialReason::TooManyParts

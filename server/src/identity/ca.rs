@@ -127,6 +127,16 @@ impl CertificateAuthority {
         self.sign(identity, Vec::new(), &request.public_key, now)
     }
 
+    /// The public key of a request, SPKI DER.
+    ///
+    /// # Errors
+    /// A request that is none, or whose signature is not that key's.
+    pub fn requested_key(request_pem: &str) -> Result<Vec<u8>, CertificateError> {
+        let request =
+            CertificateSigningRequestParams::from_pem(request_pem).map_err(CertificateError::Request)?;
+        Ok(request.public_key.subject_public_key_info())
+    }
+
     fn issue_with_key(
         &self,
         identity: &Identity,

@@ -12,7 +12,7 @@ use super::{Issuer, next_generation};
 use crate::audit;
 use crate::refusal::Refusal;
 use crate::store::grants::{self, Ended, Listed, State};
-use crate::store::{events, machines};
+use crate::store::machines;
 
 /// Whose grants may be ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +69,9 @@ impl Issuer {
         event.grant = Some(id);
         event.request = Some(grant.request);
         event.reason = Some(reason.to_owned());
-        events::record(change.connection(), &event, Some(&grant.subject)).await?;
+        change.record(&event, Some(&grant.subject));
         change.commit().await?;
+        self.fleet.tell_of(&[grant.request]);
         self.fleet.publish(machine.id);
         Ok(())
     }
@@ -90,7 +91,7 @@ impl Issuer {
                 return Ok((listed, now));
             }
             let Some(news) = &mut news else {
-                news = Some(self.fleet.listen([machine]));
+                news = Some(self.fleet.listen(listed.grant.request, [machine]));
                 continue;
             };
             if !self.wait_for(news, deadline).await {

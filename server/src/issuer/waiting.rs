@@ -6,16 +6,18 @@ use nightlatch_core::assignment::Generation;
 use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::ceiling::HostCeiling;
 use nightlatch_core::id::RequestId;
-use nightlatch_core::request::Denial;
+use nightlatch_core::request::{Denial, DenialReason};
 use nightlatch_core::rights::{Caller, Permission};
 use nightlatch_core::time::Timestamp;
 
-use super::{Issuer, decide};
+use super::bounds::{most_bytes, too_much};
+use super::deciding::decide;
+use super::{Issuer, Signed};
 use crate::audit;
 use crate::refusal::{Refusal, lapsed};
 use crate::store::machines::Machine;
 use crate::store::requests::{Fate, Request};
-use crate::store::{Change, StoreError, events, requests, users};
+use crate::store::{Change, StoreError, held, requests, users};
 
 /// Whoever asked has long turned to something else then.
 pub const WAITS_AT_MOST: Duration = Duration::from_secs(24 * 3600);
@@ -57,7 +59,7 @@ async fn settle(
     fate: &Fate,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    requests::settle(change.connection(), request.id, machine.id, fate).await?;
+    requests::settle(change.connection(), request, machine.id, fate).await?;
     let Fate::Denied { reason, message } = fate else {
         return Ok(());
     };
@@ -66,7 +68,8 @@ async fn settle(
     let mut event = audit::about(event, machine.id, &machine.name);
     event.request = Some(request.id);
     event.reason = Some(reason.clone());
-    events::record(change.connection(), &event, Some(&request.subject)).await
+    change.record(&event, Some(&request.subject));
+    Ok(())
 }
 
 impl Issuer {
@@ -83,15 +86,48 @@ impl Issuer {
         generation: Generation,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
+        let waiting = requests::waiting_for(change.connection(), machine.id).await?;
+        let Some(first) = waiting.first() else {
+            return Ok(false);
+        };
+        let held = held::of(change.connection(), machine.id, &first.subject).await?;
+        let longest = most_bytes(held.all);
+        let mut bytes = held.bytes;
         let mut any = false;
-        for request in requests::waiting_for(change.connection(), machine.id).await? {
-            let fate = self
-                .decide_again(change, machine, ceiling, &request, generation, now)
-                .await?;
-            settle(change, machine, &request, &fate, now).await?;
-            any |= matches!(fate, Fate::Signed(_));
+        for request in &waiting {
+            let fate = if bytes > longest {
+                denied(&too_much(DenialReason::TooLongTogether(longest)))
+            } else {
+                match self
+                    .decide_again(change, machine, ceiling, request, generation, now)
+                    .await?
+                {
+                    Ok(signed) => {
+                        bytes = bytes.saturating_add(signed.bytes);
+                        any = true;
+                        Fate::Signed(signed.grant)
+                    }
+                    Err(fate) => fate,
+                }
+            };
+            settle(change, machine, request, &fate, now).await?;
         }
         Ok(any)
+    }
+
+    /// Settles what has waited for a machine too long.
+    pub(super) async fn settle_lapsed(
+        &self,
+        change: &mut Change,
+        machine: &Machine,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        for request in requests::waiting_for(change.connection(), machine.id).await? {
+            if has_lapsed(&request, now) {
+                settle(change, machine, &request, &has_waited_too_long(), now).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn decide_again(
@@ -102,13 +138,9 @@ impl Issuer {
         request: &Request,
         generation: Generation,
         now: Timestamp,
-    ) -> Result<Fate, StoreError> {
+    ) -> Result<Result<Signed, Fate>, StoreError> {
         if has_lapsed(request, now) {
-            let message = "it has waited for the machine for a day: ask again".to_owned();
-            return Ok(Fate::Denied {
-                reason: "LAPSED".to_owned(),
-                message,
-            });
+            return Ok(Err(has_waited_too_long()));
         }
         let user = users::find(change.connection(), &request.subject).await?;
         let may = user.is_some_and(|user| {
@@ -122,24 +154,19 @@ impl Issuer {
                 request.subject,
                 Permission::RequestAccess
             );
-            return Ok(Fate::Denied {
+            return Ok(Err(Fate::Denied {
                 reason: "PERMISSION_MISSING".to_owned(),
                 message,
-            });
+            }));
         }
         let approval = match decide(machine, ceiling, request, now) {
             Ok(approval) => approval,
-            Err(denial) => return Ok(denied(&denial)),
+            Err(denial) => return Ok(Err(denied(&denial))),
         };
-        Ok(
-            match self
-                .sign(change, machine, request, approval, generation, now)
-                .await?
-            {
-                Ok(grant) => Fate::Signed(grant),
-                Err(error) => denied(&lapsed(error, now)),
-            },
-        )
+        let signed = self
+            .sign(change, machine, request, approval, generation, now)
+            .await?;
+        Ok(signed.map_err(|error| denied(&lapsed(error, now))))
     }
 
     /// Withdraws a request where it still waits: the caller's own, or anyone's by whoever may revoke grants.
@@ -163,11 +190,11 @@ impl Issuer {
         };
         let outcomes = requests::outcomes(change.connection(), id).await?;
         for outcome in outcomes.iter().filter(|outcome| outcome.fate == Fate::Waiting) {
-            requests::settle(change.connection(), id, outcome.machine, &withdrawn).await?;
+            requests::settle(change.connection(), &request, outcome.machine, &withdrawn).await?;
             let event = audit::by(caller, now, EventKind::AccessWithdrawn, message.clone());
             let mut event = audit::about(event, outcome.machine, &outcome.machine_name);
             event.request = Some(id);
-            events::record(change.connection(), &event, Some(&request.subject)).await?;
+            change.record(&event, Some(&request.subject));
         }
         change.commit().await?;
         for outcome in outcomes {
@@ -181,5 +208,12 @@ fn denied(denial: &Denial) -> Fate {
     Fate::Denied {
         reason: denial.reason.code().to_owned(),
         message: denial.to_string(),
+    }
+}
+
+fn has_waited_too_long() -> Fate {
+    Fate::Denied {
+        reason: "LAPSED".to_owned(),
+        message: "it has waited for the machine for a day: ask again".to_owned(),
     }
 }

@@ -1,15 +1,16 @@
 //! Assignments: which grants a machine has at which generation.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nightlatch_core::assignment::{Assigned, Generation};
 use nightlatch_core::grant::SignedGrant;
-use nightlatch_core::id::{GrantId, MachineId};
+use nightlatch_core::id::{GrantId, MachineId, Subject};
 use nightlatch_core::time::Timestamp;
 use sqlx::{AnyConnection, AssertSqlSafe};
 
-use super::StoreError;
+use super::held::Amount;
 use super::row::{from_number, maybe_bytes, maybe_parsed, number, parsed, unreadable};
+use super::{StoreError, held};
 
 /// How a machine's assignment differs from an earlier one.
 #[derive(Debug)]
@@ -102,17 +103,26 @@ pub async fn drop_past(
     generation: Generation,
     now: Timestamp,
 ) -> Result<bool, StoreError> {
-    let result = sqlx::query(
+    let left = sqlx::query(
         "UPDATE grants SET removed_generation = $2
-         WHERE machine = $1 AND removed_generation IS NULL
-           AND (not_after <= $3 OR closed_at IS NOT NULL OR refused_at IS NOT NULL)",
+         WHERE machine = $1 AND removed_generation IS NULL AND leaves_at <= $3
+         RETURNING subject, LENGTH(envelope) AS bytes",
     )
     .bind(machine.to_string())
     .bind(from_number(generation.0))
     .bind(now.micros())
-    .execute(connection)
+    .fetch_all(&mut *connection)
     .await?;
-    Ok(result.rows_affected() > 0)
+    let mut by_subject: BTreeMap<Subject, Amount> = BTreeMap::new();
+    for row in &left {
+        let amount = by_subject.entry(parsed(row, "subject")?).or_default();
+        amount.grants += 1;
+        amount.bytes += number(row, "bytes")?;
+    }
+    for (subject, amount) in &by_subject {
+        held::take(connection, machine, subject, *amount).await?;
+    }
+    Ok(!left.is_empty())
 }
 
 /// Ended grants that a host has never opened and, since it accepted `generation`, never will.

@@ -2,11 +2,12 @@
 
 use nightlatch_core::audit::Event;
 use nightlatch_core::id::{GrantId, MachineId, Subject};
+use nightlatch_core::time::Timestamp;
 use sqlx::{AnyConnection, AssertSqlSafe};
 
-use super::StoreError;
 use super::page::{Conditions, Page, fitting};
 use super::row::{bytes, from_number, number};
+use super::{StoreError, rows};
 
 /// An event as it is stored.
 pub struct Recorded {
@@ -22,27 +23,55 @@ pub struct Filter {
     pub subject: Option<Subject>,
 }
 
-/// Writes an event into the change that it tells of. `subject` is the person concerned.
-pub async fn record(
-    connection: &mut AnyConnection,
-    event: &Event,
-    subject: Option<&Subject>,
-) -> Result<(), StoreError> {
-    // Strings and numbers only: writing them can't fail.
-    let json = serde_json::to_vec(event).unwrap_or_default();
-    let kind = serde_json::to_string(&event.kind).unwrap_or_default();
-    sqlx::query(
-        "INSERT INTO events (sequence, at, kind, machine, grant_id, subject, json)
-         VALUES ((SELECT COALESCE(MAX(sequence), 0) + 1 FROM events), $1, $2, $3, $4, $5, $6)",
-    )
-    .bind(event.at.micros())
-    .bind(kind.trim_matches('"'))
-    .bind(event.machine.map(|id| id.to_string()))
-    .bind(event.grant.map(|id| id.to_string()))
-    .bind(subject.map(Subject::as_str))
-    .bind(json)
-    .execute(connection)
-    .await?;
+/// An event on its way into the store.
+pub(super) struct Written {
+    at: Timestamp,
+    kind: String,
+    machine: Option<MachineId>,
+    grant: Option<GrantId>,
+    subject: Option<Subject>,
+    json: Vec<u8>,
+}
+
+impl Written {
+    /// `subject` is the person concerned.
+    pub(super) fn new(event: &Event, subject: Option<&Subject>) -> Self {
+        // Strings and numbers only: writing them can't fail.
+        let kind = serde_json::to_string(&event.kind).unwrap_or_default();
+        Self {
+            at: event.at,
+            kind: kind.trim_matches('"').to_owned(),
+            machine: event.machine,
+            grant: event.grant,
+            subject: subject.cloned(),
+            json: serde_json::to_vec(event).unwrap_or_default(),
+        }
+    }
+}
+
+/// Writes events in their order, numbered on from the last.
+pub(super) async fn record_all(connection: &mut AnyConnection, events: &[Written]) -> Result<(), StoreError> {
+    for some in rows::chunks(events) {
+        let sql = format!(
+            "WITH last AS (SELECT COALESCE(MAX(sequence), 0) AS number FROM events),
+               rows (place, at, kind, machine, grant_id, subject, json) AS (VALUES {})
+             INSERT INTO events (sequence, at, kind, machine, grant_id, subject, json)
+             SELECT last.number + rows.place, at, kind, machine, grant_id, subject, json FROM last, rows",
+            rows::values(some.len(), 7)
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for (place, event) in (1_i64..).zip(some) {
+            query = query
+                .bind(place)
+                .bind(event.at.micros())
+                .bind(event.kind.as_str())
+                .bind(event.machine.map(|id| id.to_string()))
+                .bind(event.grant.map(|id| id.to_string()))
+                .bind(event.subject.as_ref().map(Subject::as_str))
+                .bind(event.json.as_slice());
+        }
+        query.execute(&mut *connection).await?;
+    }
     Ok(())
 }
 

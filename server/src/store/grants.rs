@@ -1,5 +1,7 @@
 //! Grants: what was signed, and what became of it.
 
+use std::collections::BTreeMap;
+
 use nightlatch_core::assignment::Generation;
 use nightlatch_core::grant::IssuedGrant;
 use nightlatch_core::id::{GrantId, MachineId, MachineName, RequestId, Subject};
@@ -9,9 +11,10 @@ use nightlatch_core::time::Timestamp;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, AssertSqlSafe};
 
-use super::StoreError;
+use super::held::Amount;
 use super::page::{Conditions, Page};
-use super::row::{bytes, from_number, json, maybe_text, maybe_time, parsed, time, to_json};
+use super::row::{bytes, from_number, json, maybe_text, maybe_time, number, parsed, time, to_json};
+use super::{StoreError, held, rows};
 
 /// A grant and what is known of it.
 #[derive(Clone, Debug)]
@@ -109,8 +112,8 @@ pub async fn create(
     let IssuedGrant { grant, envelope } = issued;
     sqlx::query(
         "INSERT INTO grants (id, machine, request, subject, sources, ports, envelope, not_before, not_after,
-           added_generation)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+           added_generation, leaves_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $9)",
     )
     .bind(grant.id.to_string())
     .bind(grant.machine.to_string())
@@ -122,9 +125,14 @@ pub async fn create(
     .bind(grant.not_before.micros())
     .bind(grant.not_after.micros())
     .bind(from_number(generation.0))
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(())
+    let amount = Amount {
+        grants: 1,
+        bytes: u64::try_from(envelope.as_bytes().len()).unwrap_or(u64::MAX),
+        waiting: 0,
+    };
+    held::add(connection, grant.machine, &grant.subject, amount).await
 }
 
 pub async fn find(connection: &mut AnyConnection, id: GrantId) -> Result<Option<Grant>, StoreError> {
@@ -236,16 +244,30 @@ pub async fn end(
     generation: Generation,
 ) -> Result<(), StoreError> {
     let Ended { at, by, reason } = ended;
+    let left = sqlx::query(
+        "UPDATE grants SET removed_generation = $2 WHERE id = $1 AND ended_at IS NULL AND removed_generation IS NULL
+         RETURNING machine, subject, LENGTH(envelope) AS bytes",
+    )
+    .bind(id.to_string())
+    .bind(from_number(generation.0))
+    .fetch_optional(&mut *connection)
+    .await?;
+    if let Some(row) = left {
+        let (machine, subject) = (parsed(&row, "machine")?, parsed(&row, "subject")?);
+        let amount = Amount {
+            grants: 1,
+            bytes: number(&row, "bytes")?,
+            waiting: 0,
+        };
+        held::take(connection, machine, &subject, amount).await?;
+    }
     sqlx::query(
-        "UPDATE grants SET ended_at = $2, ended_by = $3, end_reason = $4,
-           removed_generation = COALESCE(removed_generation, $5)
-         WHERE id = $1 AND ended_at IS NULL",
+        "UPDATE grants SET ended_at = $2, ended_by = $3, end_reason = $4 WHERE id = $1 AND ended_at IS NULL",
     )
     .bind(id.to_string())
     .bind(at.micros())
     .bind(by)
     .bind(reason)
-    .bind(from_number(generation.0))
     .execute(connection)
     .await?;
     Ok(())
@@ -267,36 +289,79 @@ pub async fn running(
     query.fetch_all(connection).await?.iter().map(read).collect()
 }
 
-/// What the host's receipt says.
-pub enum Said<'r> {
-    Opened,
-    Closed(&'r str),
-    Refused(&'r str),
+/// Whose a grant is.
+pub struct Owner {
+    pub machine: MachineId,
+    pub request: RequestId,
+    pub subject: Subject,
 }
 
-/// Receipts come in order, so the last word counts; the time of the first opening stays.
-pub async fn note(
+/// Whose grants are, of those that are known.
+pub async fn owners(
     connection: &mut AnyConnection,
-    id: GrantId,
-    said: Said<'_>,
-    at: Timestamp,
-) -> Result<(), StoreError> {
-    let query = match said {
-        Said::Opened => sqlx::query(
-            "UPDATE grants SET opened_at = COALESCE(opened_at, $2), closed_at = NULL, close_reason = NULL,
-               refused_at = NULL, refuse_reason = NULL
-             WHERE id = $1",
-        ),
-        Said::Closed(_) => sqlx::query("UPDATE grants SET closed_at = $2, close_reason = $3 WHERE id = $1"),
-        Said::Refused(_) => {
-            sqlx::query("UPDATE grants SET refused_at = $2, refuse_reason = $3 WHERE id = $1")
+    ids: &[GrantId],
+) -> Result<BTreeMap<GrantId, Owner>, StoreError> {
+    let mut owners = BTreeMap::new();
+    for some in rows::chunks(ids) {
+        let sql = format!(
+            "SELECT id, machine, request, subject FROM grants WHERE id IN (VALUES {})",
+            rows::values(some.len(), 1)
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for id in some {
+            query = query.bind(id.to_string());
         }
+        for row in query.fetch_all(&mut *connection).await? {
+            let owner = Owner {
+                machine: parsed(&row, "machine")?,
+                request: parsed(&row, "request")?,
+                subject: parsed(&row, "subject")?,
+            };
+            owners.insert(parsed(&row, "id")?, owner);
+        }
+    }
+    Ok(owners)
+}
+
+/// What the host's receipt says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    Opened,
+    Closed,
+    Refused,
+}
+
+/// What a host has said of one of its grants.
+#[derive(Clone, Debug)]
+pub struct Note {
+    pub id: GrantId,
+    pub at: Timestamp,
+    /// Empty where it was opened.
+    pub reason: String,
+}
+
+/// Notes what a host has said of some grants, each once. Receipts come in order, so the last word counts; the
+/// time of the first opening stays.
+pub async fn note(connection: &mut AnyConnection, said: Said, notes: &[Note]) -> Result<(), StoreError> {
+    let set = match said {
+        Said::Opened => {
+            "opened_at = COALESCE(opened_at, said.at), closed_at = NULL, close_reason = NULL,
+             refused_at = NULL, refuse_reason = NULL, leaves_at = not_after"
+        }
+        Said::Closed => "closed_at = said.at, close_reason = said.reason, leaves_at = 0",
+        Said::Refused => "refused_at = said.at, refuse_reason = said.reason, leaves_at = 0",
     };
-    let query = query.bind(id.to_string()).bind(at.micros());
-    let query = match said {
-        Said::Opened => query,
-        Said::Closed(reason) | Said::Refused(reason) => query.bind(reason),
-    };
-    query.execute(connection).await?;
+    for some in rows::chunks(notes) {
+        let sql = format!(
+            "WITH said (grant_id, at, reason) AS (VALUES {})
+             UPDATE grants SET {set} FROM said WHERE grants.id = said.grant_id",
+            rows::values(some.len(), 3)
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for Note { id, at, reason } in some {
+            query = query.bind(id.to_string()).bind(at.micros()).bind(reason.as_str());
+        }
+        query.execute(&mut *connection).await?;
+    }
     Ok(())
 }

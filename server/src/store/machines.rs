@@ -241,6 +241,20 @@ pub async fn create(
     Ok(())
 }
 
+/// From now on another certificate counts.
+pub async fn set_fingerprint(
+    connection: &mut AnyConnection,
+    id: MachineId,
+    fingerprint: &str,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE machines SET fingerprint = $2 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(fingerprint)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 /// Takes the name and the certificate away.
 pub async fn retire(connection: &mut AnyConnection, id: MachineId, now: Timestamp) -> Result<(), StoreError> {
     sqlx::query("UPDATE machines SET retired_at = $2 WHERE id = $1")

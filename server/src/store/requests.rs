@@ -4,13 +4,17 @@ use nightlatch_core::id::{GrantId, MachineId, MachineName, RequestId, Subject};
 use nightlatch_core::port::PortPattern;
 use nightlatch_core::prefix::Prefix;
 use nightlatch_core::request::{AccessRequest, Justification, Span};
+use nightlatch_core::signing;
 use nightlatch_core::time::Timestamp;
+use nightlatch_proto::convert::access::Repeatable;
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, AssertSqlSafe};
+use uuid::Uuid;
 
 use super::StoreError;
 use super::grants::{self, Grant};
+use super::held::{self, Amount};
 use super::page::{Conditions, Page};
 use super::row::{
     from_number, json, maybe_parsed, maybe_text, maybe_time, parsed, text, time, to_json, unreadable,
@@ -99,7 +103,11 @@ pub struct Outcome {
     pub grant: Option<Grant>,
 }
 
-pub async fn create(connection: &mut AnyConnection, request: &Request) -> Result<(), StoreError> {
+pub async fn create(
+    connection: &mut AnyConnection,
+    request: &Request,
+    repeatable: Option<&Repeatable>,
+) -> Result<(), StoreError> {
     let Request {
         id,
         subject,
@@ -116,19 +124,47 @@ pub async fn create(connection: &mut AnyConnection, request: &Request) -> Result
         span,
         justification,
     };
-    sqlx::query("INSERT INTO requests (id, subject, created_at, wish) VALUES ($1, $2, $3, $4)")
-        .bind(id.to_string())
-        .bind(subject.as_str())
-        .bind(created_at.micros())
-        .bind(to_json(&wish))
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "INSERT INTO requests (id, subject, created_at, wish, request_key, body_sha256)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(id.to_string())
+    .bind(subject.as_str())
+    .bind(created_at.micros())
+    .bind(to_json(&wish))
+    .bind(repeatable.map(|repeatable| repeatable.id.to_string()))
+    .bind(repeatable.map(|repeatable| signing::hex(&repeatable.body)))
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
+/// The request that a person's call with this id has made, and the SHA-256 of what was asked for.
+pub async fn find_repeated(
+    connection: &mut AnyConnection,
+    subject: &Subject,
+    key: Uuid,
+) -> Result<Option<(Request, String)>, StoreError> {
+    let row = sqlx::query(
+        "SELECT id, subject, created_at, wish, body_sha256 FROM requests WHERE subject = $1 AND request_key = $2",
+    )
+    .bind(subject.as_str())
+    .bind(key.to_string())
+    .fetch_optional(connection)
+    .await?;
+    let found = |row: &AnyRow| Ok((request(row)?, text(row, "body_sha256")?));
+    row.as_ref().map(found).transpose()
+}
+
+const ONE_WAITING: Amount = Amount {
+    grants: 0,
+    bytes: 0,
+    waiting: 1,
+};
+
 pub async fn add_outcome(
     connection: &mut AnyConnection,
-    request: RequestId,
+    request: &Request,
     position: u64,
     machine: MachineId,
     fate: &Fate,
@@ -141,20 +177,23 @@ pub async fn add_outcome(
     sqlx::query(
         "INSERT INTO outcomes (request, position, machine, state, grant_id) VALUES ($1, $2, $3, $4, $5)",
     )
-    .bind(request.to_string())
+    .bind(request.id.to_string())
     .bind(from_number(position))
     .bind(machine.to_string())
     .bind(fate.state())
     .bind(grant)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
+    if *fate == Fate::Waiting {
+        held::add(connection, machine, &request.subject, ONE_WAITING).await?;
+    }
     Ok(())
 }
 
 /// Settles what was waiting on a machine.
 pub async fn settle(
     connection: &mut AnyConnection,
-    request: RequestId,
+    request: &Request,
     machine: MachineId,
     fate: &Fate,
 ) -> Result<(), StoreError> {
@@ -164,18 +203,21 @@ pub async fn settle(
         Fate::Signed(grant) => (Some(grant.to_string()), None, None),
         Fate::Denied { reason, message } => (None, Some(reason), Some(message)),
     };
-    sqlx::query(
+    let settled = sqlx::query(
         "UPDATE outcomes SET state = $3, grant_id = $4, reason = $5, message = $6
          WHERE request = $1 AND machine = $2 AND state = 'waiting'",
     )
-    .bind(request.to_string())
+    .bind(request.id.to_string())
     .bind(machine.to_string())
     .bind(fate.state())
     .bind(grant)
     .bind(reason)
     .bind(message)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
+    if settled.rows_affected() > 0 {
+        held::take(connection, machine, &request.subject, ONE_WAITING).await?;
+    }
     Ok(())
 }
 

@@ -1,11 +1,11 @@
 //! Enrolment tokens, known by the hash of their secret.
 
-use nightlatch_core::id::MachineName;
+use nightlatch_core::id::{MachineId, MachineName};
 use nightlatch_core::time::Timestamp;
 use sqlx::AnyConnection;
 
 use super::StoreError;
-use super::row::{maybe_parsed, maybe_time, number, time};
+use super::row::{maybe_parsed, maybe_text, maybe_time, number, time};
 
 pub struct Token {
     pub secret_sha256: String,
@@ -13,7 +13,16 @@ pub struct Token {
     pub machine_name: Option<MachineName>,
     pub may_replace: bool,
     pub expires_at: Timestamp,
-    pub used_at: Option<Timestamp>,
+    pub used: Option<Use>,
+}
+
+/// What a token was used for.
+pub struct Use {
+    pub at: Timestamp,
+    /// Unknown where an earlier version took it.
+    pub machine: Option<MachineId>,
+    /// Hex SHA-256 of the machine's keys.
+    pub keys_sha256: String,
 }
 
 pub async fn create(connection: &mut AnyConnection, token: &Token, now: Timestamp) -> Result<(), StoreError> {
@@ -22,18 +31,17 @@ pub async fn create(connection: &mut AnyConnection, token: &Token, now: Timestam
         machine_name,
         may_replace,
         expires_at,
-        used_at,
+        used: _,
     } = token;
     sqlx::query(
-        "INSERT INTO tokens (secret_sha256, machine_name, may_replace, created_at, expires_at, used_at)
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO tokens (secret_sha256, machine_name, may_replace, created_at, expires_at)
+         VALUES ($1, $2, $3, $4, $5)",
     )
     .bind(secret_sha256)
     .bind(machine_name.as_ref().map(MachineName::as_str))
     .bind(i64::from(*may_replace))
     .bind(now.micros())
     .bind(expires_at.micros())
-    .bind(used_at.map(Timestamp::micros))
     .execute(connection)
     .await?;
     Ok(())
@@ -41,18 +49,26 @@ pub async fn create(connection: &mut AnyConnection, token: &Token, now: Timestam
 
 pub async fn find(connection: &mut AnyConnection, secret_sha256: &str) -> Result<Option<Token>, StoreError> {
     let row = sqlx::query(
-        "SELECT machine_name, may_replace, expires_at, used_at FROM tokens WHERE secret_sha256 = $1",
+        "SELECT machine_name, may_replace, expires_at, used_at, machine, keys_sha256 FROM tokens
+         WHERE secret_sha256 = $1",
     )
     .bind(secret_sha256)
     .fetch_optional(connection)
     .await?;
     let token = |row| {
+        let used = |at| {
+            Ok::<_, StoreError>(Use {
+                at,
+                machine: maybe_parsed(&row, "machine")?,
+                keys_sha256: maybe_text(&row, "keys_sha256")?.unwrap_or_default(),
+            })
+        };
         Ok(Token {
             secret_sha256: secret_sha256.to_owned(),
             machine_name: maybe_parsed(&row, "machine_name")?,
             may_replace: number(&row, "may_replace")? != 0,
             expires_at: time(&row, "expires_at")?,
-            used_at: maybe_time(&row, "used_at")?,
+            used: maybe_time(&row, "used_at")?.map(used).transpose()?,
         })
     };
     row.map(token).transpose()
@@ -61,11 +77,18 @@ pub async fn find(connection: &mut AnyConnection, secret_sha256: &str) -> Result
 pub async fn mark_used(
     connection: &mut AnyConnection,
     secret_sha256: &str,
-    now: Timestamp,
+    used: &Use,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE tokens SET used_at = $2 WHERE secret_sha256 = $1")
+    let Use {
+        at,
+        machine,
+        keys_sha256,
+    } = used;
+    sqlx::query("UPDATE tokens SET used_at = $2, machine = $3, keys_sha256 = $4 WHERE secret_sha256 = $1")
         .bind(secret_sha256)
-        .bind(now.micros())
+        .bind(at.micros())
+        .bind(machine.map(|id| id.to_string()))
+        .bind(keys_sha256)
         .execute(connection)
         .await?;
     Ok(())

@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::host::{Host, Link};
 use crate::world::{SOON, World, ask, problem, seconds, ssh_rule, until};
 
-async fn connected(world: &World, name: &str) -> tokio::task::JoinHandle<Host> {
+pub(crate) async fn connected(world: &World, name: &str) -> tokio::task::JoinHandle<Host> {
     let attending = Host::enrol(world, name).await.attend(world).await;
     heard(world, name).await;
     attending

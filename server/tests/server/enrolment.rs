@@ -146,3 +146,51 @@ async fn a_taken_name_is_refused_unless_the_token_may_replace_the_machine() {
     .await;
     assert_eq!(link.host.policy.unwrap().policy().guarded.len(), 1);
 }
+
+#[tokio::test]
+async fn an_enrolment_whose_answer_was_lost_is_repeated_with_the_same_keys() {
+    let world = World::begin().await;
+    let (_, mut admin) = world.two_people().await;
+    let secret = secret(&world, None, false).await;
+    let (key, seed) = (rcgen::KeyPair::generate().unwrap(), [7; 32]);
+    let first = Host::enrol_as(&world, "web-1", &secret, &key, seed)
+        .await
+        .unwrap();
+    let again = Host::enrol_as(&world, "web-1", &secret, &key, seed)
+        .await
+        .unwrap();
+    assert_eq!(again.id, first.id);
+    assert_ne!(again.credentials.certificate, first.credentials.certificate);
+    let superseded = Link::connect(first, &world).await.err();
+    let reason = superseded.map(|status| problem(&status).reason);
+    assert_eq!(reason.as_deref(), Some("CERTIFICATE_SUPERSEDED"));
+    Link::connect(again, &world).await.unwrap();
+    let events = admin.events_of("machine.enrolled").await;
+    assert_eq!((events.len(), events[1].reason.as_str()), (2, "ENROLLED_AGAIN"));
+
+    let other = rcgen::KeyPair::generate().unwrap();
+    for (name, key, seed) in [
+        ("web-1", &other, seed),
+        ("web-1", &key, [8; 32]),
+        ("web-2", &key, seed),
+    ] {
+        let refused = refused(Host::enrol_as(&world, name, &secret, key, seed).await);
+        assert_eq!(refused.reason, "TOKEN_INVALID");
+        assert!(refused.message.contains("was used before"), "{}", refused.message);
+    }
+    world.clock.advance(Duration::from_secs(24 * 3600));
+    let late = refused(Host::enrol_as(&world, "web-1", &secret, &key, seed).await);
+    assert!(late.message.contains("has expired"), "{}", late.message);
+}
+
+#[tokio::test]
+async fn a_replaced_machine_does_not_come_back_by_its_old_token() {
+    let world = World::begin().await;
+    let first = secret(&world, None, false).await;
+    let (key, seed) = (rcgen::KeyPair::generate().unwrap(), [7; 32]);
+    Host::enrol_as(&world, "web-1", &first, &key, seed).await.unwrap();
+    let replacing = secret(&world, Some("web-1"), true).await;
+    Host::enrol_with(&world, "web-1", &replacing).await.unwrap();
+    let back = refused(Host::enrol_as(&world, "web-1", &first, &key, seed).await);
+    assert_eq!(back.reason, "TOKEN_INVALID");
+}

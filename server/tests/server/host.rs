@@ -22,6 +22,7 @@ use pb::enrollment_service_client::EnrollmentServiceClient;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
@@ -72,12 +73,21 @@ impl Host {
 
     pub(crate) async fn enrol_with(world: &World, name: &str, secret: &str) -> Result<Self, Status> {
         let key = rcgen::KeyPair::generate().unwrap();
+        Self::enrol_as(world, name, secret, &key, rand::random()).await
+    }
+
+    pub(crate) async fn enrol_as(
+        world: &World,
+        name: &str,
+        secret: &str,
+        key: &rcgen::KeyPair,
+        receipt_seed: [u8; 32],
+    ) -> Result<Self, Status> {
         let request = rcgen::CertificateParams::default()
-            .serialize_request(&key)
+            .serialize_request(key)
             .unwrap()
             .pem()
             .unwrap();
-        let receipt_seed = rand::random();
         let call = pb::EnrollRequest {
             secret: secret.to_owned(),
             machine_name: name.to_owned(),
@@ -223,6 +233,7 @@ impl Host {
 pub(crate) struct Link {
     pub(crate) host: Host,
     pub(crate) say: mpsc::Sender<pb::ConnectRequest>,
+    client: AgentServiceClient<Channel>,
     answers: Streaming<pb::ConnectResponse>,
     arrival: PartsInArrival,
 }
@@ -249,6 +260,7 @@ impl Link {
         Ok(Self {
             host,
             say,
+            client,
             answers,
             arrival: PartsInArrival::default(),
         })
@@ -276,6 +288,11 @@ impl Link {
         );
     }
 
+    /// Opens another stream over the same connection.
+    pub(crate) async fn calls_again(&self) -> Result<(), Status> {
+        self.client.clone().connect(tokio_stream::empty()).await.map(drop)
+    }
+
     /// `None`: the stream has ended.
     pub(crate) async fn next(&mut self) -> Option<Answer> {
         let answer = self.answers.message().await;
@@ -296,7 +313,7 @@ impl Link {
             message: String::new(),
         };
         self.say(Said::AssignmentReply(reply)).await;
-        if !envelopes.is_empty() {
+        for envelopes in envelopes.chunks(100).map(<[_]>::to_vec) {
             self.say(Said::Receipts(pb::Receipts { envelopes })).await;
         }
         Some(generation)

@@ -7,6 +7,8 @@
 
 mod access;
 mod bad_calls;
+mod bounds;
+mod crowds;
 mod ending;
 mod enrolment;
 mod host;
@@ -14,6 +16,7 @@ mod installation;
 mod listeners;
 mod pages;
 mod policies;
+mod repeats;
 mod restored;
 mod waiting;
 mod world;

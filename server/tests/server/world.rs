@@ -163,9 +163,7 @@ impl World {
     }
 
     pub(crate) async fn channel_to_people(&self, credentials: Option<&Credentials>) -> Channel {
-        self.try_channel(self.running.as_ref().unwrap().people, credentials)
-            .await
-            .unwrap()
+        self.try_channel(self.people(), credentials).await.unwrap()
     }
 
     pub(crate) async fn try_channel_to_agents(
@@ -197,7 +195,16 @@ impl World {
     }
 
     pub(crate) async fn client(&self, credentials: &Credentials) -> Client {
-        let channel = self.channel_to_people(Some(credentials)).await;
+        self.client_at(self.people(), credentials).await
+    }
+
+    /// Where people connect.
+    pub(crate) fn people(&self) -> SocketAddr {
+        self.running.as_ref().unwrap().people
+    }
+
+    pub(crate) async fn client_at(&self, address: SocketAddr, credentials: &Credentials) -> Client {
+        let channel = self.try_channel(address, Some(credentials)).await.unwrap();
         Client {
             access: AccessServiceClient::new(channel.clone()),
             machines: MachineServiceClient::new(channel.clone()),
@@ -327,6 +334,7 @@ pub(crate) fn ask(machines: &[&str], wait: i64) -> pb::CreateAccessRequestReques
             ..Default::default()
         }),
         wait: Some(seconds(wait)),
+        request_id: String::new(),
     }
 }
 

@@ -1,0 +1,110 @@
+//! Streams that anyone may open: few at once, and none that holds up the stopping.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use nightlatch_proto::error::Problem;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use crate::listener::guests::Guest;
+
+const MOST_STREAMS: usize = 256;
+
+/// What such streams share.
+pub struct Passing {
+    streams: Arc<Semaphore>,
+    stopping: CancellationToken,
+}
+
+/// Leave to have a stream.
+pub(super) struct Leave {
+    _permits: Option<[OwnedSemaphorePermit; 2]>,
+}
+
+impl Passing {
+    pub fn new(stopping: CancellationToken) -> Self {
+        Self {
+            streams: Arc::new(Semaphore::new(MOST_STREAMS)),
+            stopping,
+        }
+    }
+
+    /// # Errors
+    /// The connection, or all of them together, have too many such streams. Known callers always may.
+    pub(super) fn leave(&self, guest: &Guest) -> Result<Leave, Status> {
+        if guest.is_known() {
+            return Ok(Leave { _permits: None });
+        }
+        let permits = [&guest.streams, &self.streams].map(|streams| streams.clone().try_acquire_owned());
+        match permits {
+            [Ok(own), Ok(shared)] => Ok(Leave {
+                _permits: Some([own, shared]),
+            }),
+            _ => {
+                let message =
+                    "too many streams without a client certificate are open: close some, or show one";
+                Err(Problem::new(Code::ResourceExhausted, "TOO_MANY_STREAMS", message).into())
+            }
+        }
+    }
+
+    /// The answer, which ends when the server stops.
+    pub(super) fn bound(&self, answer: http::Response<Body>, leave: Leave) -> http::Response<Body> {
+        answer.map(|body| {
+            Body::new(Bounded {
+                body,
+                stopping: Box::pin(self.stopping.clone().cancelled_owned()),
+                has_ended: false,
+                _leave: leave,
+            })
+        })
+    }
+}
+
+struct Bounded {
+    body: Body,
+    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
+    has_ended: bool,
+    _leave: Leave,
+}
+
+impl HttpBody for Bounded {
+    type Data = <Body as HttpBody>::Data;
+    type Error = <Body as HttpBody>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
+        if self.stopping.as_mut().poll(context).is_ready() {
+            self.has_ended = true;
+            let status = Status::unavailable("the server is stopping: try again");
+            let mut trailers = HeaderMap::new();
+            // A status of plain text makes valid headers.
+            return Poll::Ready(
+                status
+                    .add_header(&mut trailers)
+                    .ok()
+                    .map(|()| Ok(Frame::trailers(trailers))),
+            );
+        }
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.has_ended || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

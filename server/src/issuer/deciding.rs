@@ -1,0 +1,163 @@
+//! What is asked for, of which machines, and what the policies say to it.
+
+use std::collections::BTreeSet;
+
+use nightlatch_core::audit::{Event, EventKind};
+use nightlatch_core::ceiling::HostCeiling;
+use nightlatch_core::id::RequestId;
+use nightlatch_core::policy::deny_without_policy;
+use nightlatch_core::prefix::Prefix;
+use nightlatch_core::request::{Approval, Denial, Span};
+use nightlatch_core::rights::Caller;
+use nightlatch_core::time::{Timestamp, format_iso8601};
+use nightlatch_proto::convert::InvalidField;
+use nightlatch_proto::convert::access::{Source, Wish};
+use nightlatch_proto::convert::resource::MachineRef;
+
+use crate::refusal::{Denied, Refusal};
+use crate::store::machines::Machine;
+use crate::store::requests::Request;
+use crate::store::{Change, machines};
+use crate::{audit, id};
+
+pub(super) fn accept(caller: &Caller, wish: Wish, now: Timestamp) -> Request {
+    let Wish {
+        ports,
+        sources,
+        span,
+        justification,
+    } = wish;
+    let source = |source| match source {
+        Source::Caller => Prefix::from(caller.address),
+        Source::Prefix(prefix) => prefix,
+    };
+    Request {
+        id: RequestId::new(id::fresh(now)),
+        subject: caller.subject.clone(),
+        created_at: now,
+        ports,
+        sources: sources.into_iter().map(source).collect(),
+        span,
+        justification,
+    }
+}
+
+pub(super) async fn resolve(change: &mut Change, named: &[MachineRef]) -> Result<Vec<Machine>, Refusal> {
+    let mut machines = Vec::with_capacity(named.len());
+    let mut ids = BTreeSet::new();
+    for (position, which) in named.iter().enumerate() {
+        let field = format!("machines[{position}]");
+        let machine = machines::find(change.connection(), which)
+            .await?
+            .filter(|machine| !machine.is_retired);
+        let Some(machine) = machine else {
+            return Err(Refusal::UnknownMachine {
+                field,
+                machine: which.clone(),
+            });
+        };
+        if !ids.insert(machine.id) {
+            let reason = format_args!("the machine {} is named twice", machine.name);
+            return Err(InvalidField::new(field, reason).into());
+        }
+        machines.push(machine);
+    }
+    Ok(machines)
+}
+
+pub(super) fn decide_all(
+    machines: &[Machine],
+    request: &Request,
+    now: Timestamp,
+) -> Result<Vec<Approval>, Vec<Denied>> {
+    let mut approved = Vec::with_capacity(machines.len());
+    let mut denied = Vec::new();
+    for (position, machine) in machines.iter().enumerate() {
+        match decide(machine, machine.ceiling(), request, now) {
+            Ok(approval) => approved.push(approval),
+            Err(denial) => {
+                denied.push(Denied {
+                    position,
+                    machine: machine.id,
+                    name: machine.name.clone(),
+                    denial,
+                });
+            }
+        }
+    }
+    if denied.is_empty() {
+        Ok(approved)
+    } else {
+        Err(denied)
+    }
+}
+
+pub(super) fn decide(
+    machine: &Machine,
+    ceiling: HostCeiling<'_>,
+    request: &Request,
+    now: Timestamp,
+) -> Result<Approval, Denial> {
+    match &machine.policy {
+        None => Err(deny_without_policy(machine.name.clone())),
+        Some(policy) => policy.decide(request.on(machine.id), ceiling, now),
+    }
+}
+
+pub(super) fn deny(position: u64, machine: &Machine, denial: Denial) -> Refusal {
+    let position = usize::try_from(position).unwrap_or_default();
+    Refusal::Denied(vec![Denied {
+        position,
+        machine: machine.id,
+        name: machine.name.clone(),
+        denial,
+    }])
+}
+
+pub(super) fn record_denials(
+    change: &mut Change,
+    caller: &Caller,
+    request: &Request,
+    denied: &[Denied],
+    now: Timestamp,
+) {
+    for refused in denied {
+        let event = audit::by(caller, now, EventKind::AccessDenied, refused.denial.to_string());
+        let mut event = described(audit::about(event, refused.machine, &refused.name), request);
+        event.reason = Some(refused.denial.reason.code().to_owned());
+        // The request isn't kept: nobody could look it up.
+        event.request = None;
+        let event = audit::with(event, "field", refused.field());
+        change.record(&event, Some(&caller.subject));
+    }
+}
+
+/// `22/tcp from 192.0.2.2/32 for PT1H: disk full`
+pub(super) fn in_words(request: &Request) -> String {
+    let span = match request.span {
+        Span::For(length) => format!("for {}", format_iso8601(length)),
+        Span::Until(end) => format!("until {}", audit::to_the_second(end)),
+    };
+    let (ports, sources) = (listed(&request.ports), listed(&request.sources));
+    let justification = request.justification.as_str();
+    format!("{ports} from {sources} {span}: {justification}")
+}
+
+pub(super) fn described(mut event: Event, request: &Request) -> Event {
+    event.request = Some(request.id);
+    let event = audit::with(event, "ports", listed(&request.ports));
+    let event = audit::with(event, "sources", listed(&request.sources));
+    let event = audit::with(event, "justification", request.justification.as_str());
+    match request.span {
+        Span::For(length) => audit::with(event, "duration", format_iso8601(length)),
+        Span::Until(end) => audit::with(event, "end_time", end),
+    }
+}
+
+pub(super) fn listed<T: ToString>(values: &[T]) -> String {
+    values
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
