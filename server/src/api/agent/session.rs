@@ -33,7 +33,7 @@ const OVERTAKE_AFTER: Duration = Duration::from_secs(2);
 /// An agent asks for the time at once, and takes nothing before the answer.
 const CLOCK_WITHIN: Duration = Duration::from_secs(1);
 /// Clock questions come in rounds, which are to be answered at once.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Reports of one connection that are written down.
 const MOST_REPORTS: u32 = 100;
 const MOST_RECEIPTS: usize = 1000;
