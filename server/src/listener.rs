@@ -34,6 +34,8 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const MOST_HANDSHAKES: usize = 1024;
 /// From the handshake to the first call of someone who may.
 const KNOWN_WITHIN: Duration = Duration::from_secs(10);
+/// Then those are cut off of whom nobody is known, when the server stops.
+const FAREWELL: Duration = Duration::from_millis(500);
 /// Trouble that lasts is told so often.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Out of file descriptors, trying again at once would only burn the processor.
@@ -183,7 +185,7 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// Connections whose handshake is done, until `stopping`. Then those go at once of whom nobody is known.
+/// Connections whose handshake is done, until `stopping`. Soon after, those go of whom nobody is known.
 pub fn accept(
     listener: TcpListener,
     config: ServerConfig,
@@ -197,6 +199,8 @@ pub fn accept(
             () = stopping.cancelled() => {}
             () = accept_all(&listener, &acceptor, &guests, &sender) => {}
         }
+        // Time to be told.
+        sleep(FAREWELL).await;
         guests.dismiss_strangers();
     });
     ReceiverStream::new(receiver)

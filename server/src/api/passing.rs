@@ -3,18 +3,21 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use nightlatch_proto::error::Problem;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
 use crate::listener::guests::Guest;
 
 const MOST_STREAMS: usize = 256;
+const ENDS_WITHIN: Duration = Duration::from_millis(200);
 
 /// What such streams share.
 pub struct Passing {
@@ -59,7 +62,7 @@ impl Passing {
         answer.map(|body| {
             Body::new(Bounded {
                 body,
-                stopping: Box::pin(self.stopping.clone().cancelled_owned()),
+                stopping: Box::pin(late(self.stopping.clone())),
                 has_ended: false,
                 _leave: leave,
             })
@@ -67,9 +70,15 @@ impl Passing {
     }
 }
 
+/// Some streams end by themselves when the server stops.
+async fn late(stopping: CancellationToken) {
+    stopping.cancelled().await;
+    sleep(ENDS_WITHIN).await;
+}
+
 struct Bounded {
     body: Body,
-    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
+    stopping: Pin<Box<dyn Future<Output = ()> + Send>>,
     has_ended: bool,
     _leave: Leave,
 }

@@ -22,7 +22,6 @@ use pb::enrollment_service_client::EnrollmentServiceClient;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
@@ -233,7 +232,6 @@ impl Host {
 pub(crate) struct Link {
     pub(crate) host: Host,
     pub(crate) say: mpsc::Sender<pb::ConnectRequest>,
-    client: AgentServiceClient<Channel>,
     answers: Streaming<pb::ConnectResponse>,
     arrival: PartsInArrival,
 }
@@ -260,7 +258,6 @@ impl Link {
         Ok(Self {
             host,
             say,
-            client,
             answers,
             arrival: PartsInArrival::default(),
         })
@@ -286,11 +283,6 @@ impl Link {
                 })
                 .await,
         );
-    }
-
-    /// Opens another stream over the same connection.
-    pub(crate) async fn calls_again(&self) -> Result<(), Status> {
-        self.client.clone().connect(tokio_stream::empty()).await.map(drop)
     }
 
     /// `None`: the stream has ended.

@@ -203,6 +203,10 @@ impl World {
         self.running.as_ref().unwrap().people
     }
 
+    pub(crate) fn agents(&self) -> SocketAddr {
+        self.running.as_ref().unwrap().agents
+    }
+
     pub(crate) async fn client_at(&self, address: SocketAddr, credentials: &Credentials) -> Client {
         let channel = self.try_channel(address, Some(credentials)).await.unwrap();
         Client {
