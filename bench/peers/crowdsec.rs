@@ -157,6 +157,7 @@ impl Peer for Crowdsec {
         let mut cscli = self.cscli(place);
         cscli.args(["decisions", "import", "-i"]).arg(file);
         let left = deadline.saturating_duration_since(Instant::now());
-        place.machine.inside(|| wait::run(&mut cscli, left)).map(drop)
+        let outcome = place.machine.inside(|| wait::run(&mut cscli, left))?;
+        outcome.expect_success("cscli decisions import").map(drop)
     }
 }

@@ -93,6 +93,7 @@ fn main() -> Result<()> {
     if let Some(docs) = arguments.docs {
         let chart = docs.join("peers.svg");
         fs::write(&chart, report::chart(&found)).with_context(|| format!("writing {}", chart.display()))?;
+        let text = text + "\n![The same as bars](peers.svg)";
         document::replace_part(&docs.join("performance.md"), "peers", &text)?;
     }
     Ok(())

@@ -83,6 +83,7 @@ fn main() -> Result<()> {
     if let Some(docs) = docs {
         let chart = docs.join("performance.svg");
         fs::write(&chart, report::chart(&survey)).with_context(|| format!("writing {}", chart.display()))?;
+        let text = text + "\n![The medians as bars](performance.svg)";
         document::replace_part(&docs.join("performance.md"), "measured", &text)?;
     }
     Ok(())

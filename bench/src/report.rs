@@ -33,7 +33,11 @@ fn conditions(profile: &str, quick: bool, took: Duration) -> Result<String> {
     let processors = std::thread::available_parallelism().context("counting processors")?;
     let load = fs::read_to_string("/proc/loadavg").context("reading /proc/loadavg")?;
     let load = load.split(' ').next().unwrap_or_default();
-    let command = if quick { "make bench QUICK=1" } else { "make bench" };
+    let command = if quick {
+        "nightlatch-bench --quick"
+    } else {
+        "make bench"
+    };
     Ok(format!(
         "Measured on {date} by `{command}` in {:.0} s: profile {profile}, Linux {}, {processors} processors, load {load} \
          at the end. All of it is one run, so that ratios hold where absolute figures depend on the machine.\n",
