@@ -9,6 +9,8 @@ use super::ANSWER_PATIENCE;
 
 /// In one round. The first of a stream waits for the server to write the arrival down.
 const MOST: u8 = 6;
+/// Nothing is taken before the first round of a stream is over, so a slow one has fewer questions.
+const BUDGET: Duration = Duration::from_millis(500);
 /// So short a round trip needs no second try.
 const SHORT: Duration = Duration::from_micros(300);
 
@@ -46,6 +48,7 @@ pub(super) struct Questions {
 
 #[derive(Debug)]
 struct Round {
+    begun_at: BootTime,
     asked_at: BootTime,
     answer_by: Instant,
     left: u8,
@@ -58,7 +61,7 @@ impl Questions {
         if self.round.is_some() {
             return None;
         }
-        Some(self.ask(MOST, None, now))
+        Some(self.ask(MOST, None, now, now))
     }
 
     pub(super) fn heard(&mut self, number: u64, time: Timestamp, now: BootTime) -> Then {
@@ -74,10 +77,10 @@ impl Questions {
             .best
             .filter(|best| best.round_trip() < heard.round_trip())
             .unwrap_or(heard);
-        if round.left == 0 || best.round_trip() <= SHORT {
+        if round.left == 0 || best.round_trip() <= SHORT || now.since(round.begun_at) >= BUDGET {
             return Then::Known(best);
         }
-        Then::Ask(self.ask(round.left, Some(best), now))
+        Then::Ask(self.ask(round.left, Some(best), round.begun_at, now))
     }
 
     /// By when the question on its way is to be answered.
@@ -85,10 +88,11 @@ impl Questions {
         self.round.as_ref().map(|round| round.answer_by)
     }
 
-    fn ask(&mut self, left: u8, best: Option<Heard>, now: BootTime) -> u64 {
+    fn ask(&mut self, left: u8, best: Option<Heard>, begun_at: BootTime, now: BootTime) -> u64 {
         self.number = self.number.saturating_add(1);
         let begun = Instant::now();
         self.round = Some(Round {
+            begun_at,
             asked_at: now,
             answer_by: begun.checked_add(ANSWER_PATIENCE).unwrap_or(begun),
             left: left.saturating_sub(1),
@@ -130,6 +134,17 @@ mod tests {
         assert_eq!(best.round_trip(), Duration::from_micros(800));
         assert_eq!(questions.answer_by(), None);
         assert_eq!(questions.begin(at(now)), Some(7));
+    }
+
+    #[tokio::test]
+    async fn a_slow_stream_has_a_short_round() {
+        let mut questions = Questions::default();
+        assert_eq!(questions.begin(at(0)), Some(1));
+        assert_eq!(questions.heard(1, noon(), at(300_000)), Then::Ask(2));
+        assert!(matches!(
+            questions.heard(2, noon(), at(600_000)),
+            Then::Known(best) if best.heard_at == at(600_000)
+        ));
     }
 
     #[tokio::test]
