@@ -200,8 +200,9 @@ impl FrameFile {
             let file = OpenOptions::new().append(true).mode(0o600).open(&self.path)?;
             if cut {
                 file.set_len(length)?;
-                file.sync_all()?;
             }
+            // What was read may be in memory alone, if whoever wrote it was killed before it was on disk.
+            file.sync_all()?;
             Ok(file)
         };
         self.file = Some(open().map_err(|source| self.io(source))?);

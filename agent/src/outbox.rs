@@ -102,7 +102,7 @@ impl Outbox {
         if damage.is_some() {
             let skipped = outbox.last.saturating_add(SKIPPED_AFTER_DAMAGE);
             outbox.last = skipped.max(u64::try_from(wall.micros()).unwrap_or(0));
-        } else {
+        } else if file.is_sound() {
             outbox.durable = outbox.last;
         }
         (outbox, ReceiptsFile { file }, damage)
