@@ -33,7 +33,7 @@ mod taking;
 mod telling;
 mod writing;
 
-pub use life::Notices;
+pub use life::{Notices, WriterEnded};
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -163,6 +163,7 @@ pub struct Enforcer<G, D, C> {
     /// Receipts were made, and once the one of that number is on disk the ledger's file may say so.
     reported: VecDeque<(u64, Record)>,
     fallen: Fallen,
+    disk_hangs: bool,
     reports: VecDeque<(&'static str, String, Option<Timestamp>)>,
     stream: Option<Stream>,
 }
@@ -207,6 +208,13 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             kernel_version,
         } = start;
         let marked_at = clock.now();
+        let untold = ledger.untold().filter(|(id, _)| !fallen.contains(id));
+        let closed = fallen
+            .iter()
+            .map(|id| (*id, Closing::NoLongerValid))
+            .chain(untold)
+            .map(|(id, why)| (id, why.code(), 0))
+            .collect();
         let mut enforcer = Self {
             rules,
             clock,
@@ -230,10 +238,8 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             } else {
                 Fallen::Untold
             },
-            closed: fallen
-                .into_iter()
-                .map(|id| (id, Closing::NoLongerValid.code(), 0))
-                .collect(),
+            disk_hangs: false,
+            closed,
             reports: VecDeque::new(),
             stream: None,
         };

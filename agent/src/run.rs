@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, NoClock, SystemClock};
 use crate::config::AgentConfig;
-use crate::enforcer::{Enforcer, Gate, Notices, Sound, Start};
+use crate::enforcer::{Enforcer, Gate, Notices, Sound, Start, WriterEnded};
 use crate::firewall::{Firewall, FirewallError};
 use crate::identity::{Enrollment, Identity, NoIdentity};
 use crate::outbox::{Outbox, Signer};
@@ -43,6 +43,8 @@ pub enum NotStarted {
     Writer(#[source] std::io::Error),
     #[error("the link to the server broke down: start the agent again")]
     LinkEnded,
+    #[error(transparent)]
+    WriterEnded(#[from] WriterEnded),
 }
 
 /// Runs until SIGTERM or SIGINT, and leaves the table as it is.
@@ -119,8 +121,9 @@ async fn hold<G: Gate, D: Disk, C: Clock>(
             _ = &mut link => has_link = false,
         }
     };
-    enforcer.run(from_server, notices, end).await;
+    let ran = enforcer.run(from_server, notices, end).await;
     link.abort();
+    ran?;
     if has_link {
         Ok(())
     } else {

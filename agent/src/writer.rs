@@ -80,12 +80,14 @@ pub trait Disk {
     /// Never waits.
     fn write_receipts(&mut self, job: Job<Entry>);
 
-    /// The next answer. Nothing is lost if it is dropped while it waits.
-    fn written(&mut self) -> impl Future<Output = Written>;
+    /// The next answer, `None` if there will never be one. Nothing is lost if it is dropped while it waits.
+    fn written(&mut self) -> impl Future<Output = Option<Written>>;
 }
 
 /// Carries a job out.
 pub fn carry_out<T>(sink: &mut impl Sink<T>, job: Job<T>) -> Outcome {
+    // A compaction that did not help is tried again with the next append and no sooner.
+    let is_compaction = matches!(job.write, Write::Compact(_));
     let written = match &job.write {
         Write::Append { items, durably } => sink.append(items, *durably),
         Write::Anew(items) => sink.rewrite(items),
@@ -97,7 +99,7 @@ pub fn carry_out<T>(sink: &mut impl Sink<T>, job: Job<T>) -> Outcome {
     };
     Outcome {
         upto: written.map(|()| job.upto),
-        is_long: sink.is_long(),
+        is_long: sink.is_long() && !is_compaction,
     }
 }
 
@@ -164,13 +166,10 @@ impl Disk for Writer {
         self.order(Order::Receipts(job));
     }
 
-    async fn written(&mut self) -> Written {
-        if let Some(written) = self.lost.pop_front() {
-            return written;
-        }
-        match self.answers.recv().await {
-            Some(written) => written,
-            None => std::future::pending().await,
+    async fn written(&mut self) -> Option<Written> {
+        match self.lost.pop_front() {
+            Some(written) => Some(written),
+            None => self.answers.recv().await,
         }
     }
 }
@@ -188,5 +187,53 @@ fn serve(
         };
         // Whoever hears nothing more has ended.
         drop(answers.blocking_send(written));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes what is added, but has no room for a second file.
+    struct Crowded;
+
+    impl Sink<u64> for Crowded {
+        fn append(&mut self, _items: &[u64], _durably: bool) -> Result<(), NotWritten> {
+            Ok(())
+        }
+
+        fn rewrite(&mut self, _items: &[u64]) -> Result<(), NotWritten> {
+            let source = io::Error::from(io::ErrorKind::StorageFull);
+            let path = "crowded".into();
+            Err(NotWritten::Io { path, source })
+        }
+
+        fn compact(&mut self, items: &[u64]) -> Result<(), NotWritten> {
+            self.rewrite(items)
+        }
+
+        fn is_sound(&self) -> bool {
+            true
+        }
+
+        fn is_long(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_compaction_that_fails_waits_for_the_next_append() {
+        let is_long_after = |write| {
+            let outcome = carry_out(&mut Crowded, Job { write, upto: 7 });
+            assert!(matches!(outcome.upto, Ok(7)));
+            outcome.is_long
+        };
+        let append = || Write::Append {
+            items: vec![1],
+            durably: true,
+        };
+        assert!(is_long_after(append()));
+        assert!(!is_long_after(Write::Compact(vec![1])));
+        assert!(is_long_after(append()));
     }
 }

@@ -114,6 +114,8 @@ pub struct Ledger {
     unrecorded: BTreeMap<u64, Vec<GrantId>>,
     /// Closed before their end, with that end: a server restored from an old copy may send them again.
     revoked: BTreeMap<GrantId, Timestamp>,
+    /// Closed before their end after they were reported as open, and no receipt is known to be on disk.
+    untold: BTreeSet<GrantId>,
     /// The number of the last record that was made.
     number: u64,
     in_force: Option<InForce>,
@@ -133,6 +135,7 @@ impl Ledger {
             entries: Entries::default(),
             unrecorded: BTreeMap::new(),
             revoked: BTreeMap::new(),
+            untold: BTreeSet::new(),
             number: 0,
             in_force: None,
         }
@@ -192,6 +195,7 @@ impl Ledger {
         for (id, why) in &change.closing {
             match why {
                 Closing::NoLongerValid => {
+                    self.owe_receipt(*id);
                     self.entries.insert(*id, Entry::Refused(why.code().to_string()));
                 }
                 Closing::Removed | Closing::Expired => self.remove(*id),
@@ -231,7 +235,31 @@ impl Ledger {
         Record::Removed { number, early, ids }
     }
 
+    fn owe_receipt(&mut self, id: GrantId) {
+        if self.was_opened(id) {
+            self.untold.insert(id);
+        }
+    }
+
+    /// Closings before the end whose receipts may have been lost in a crash.
+    pub fn untold(&self) -> impl Iterator<Item = (GrantId, Closing)> {
+        self.untold.iter().map(|id| match self.refused_as(*id) {
+            Some(_) => (*id, Closing::NoLongerValid),
+            None => (*id, Closing::Removed),
+        })
+    }
+
+    /// The receipts that a record of [`Self::reported`] is about are on disk.
+    pub fn receipts_kept(&mut self, record: &Record) {
+        if let Record::Reported { closed, .. } = record {
+            closed.iter().for_each(|id| {
+                self.untold.remove(id);
+            });
+        }
+    }
+
     fn remove(&mut self, id: GrantId) {
+        self.owe_receipt(id);
         if let Some(Entry::Accepted(accepted)) = self.entries.remove(id) {
             self.revoked.insert(id, accepted.grant.grant().not_after);
         }

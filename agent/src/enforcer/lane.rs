@@ -37,7 +37,7 @@ impl<T> Lane<T> {
             is_behind: !is_sound,
             is_long: false,
             not_before: None,
-            durable,
+            durable: if is_sound { durable } else { 0 },
         }
     }
 
@@ -167,6 +167,30 @@ mod tests {
         lane.answered(&outcome(Ok(1)), second(9));
         let job = lane.next(second(9), 5000, || vec![7]).unwrap();
         assert_eq!((job.write, job.upto), (Write::Anew(vec![7]), 5000));
+    }
+
+    #[test]
+    fn a_long_file_is_compacted_once_and_again_after_the_next_append() {
+        let mut lane = Lane::new(0, true);
+        let long = |is_long| Outcome { upto: Ok(1), is_long };
+        for _ in 0..2 {
+            lane.add([1], 1, true);
+            lane.next(second(0), 1, Vec::new).unwrap();
+            lane.answered(&long(true), second(0));
+            let job = lane.next(second(0), 1, || vec![1]).unwrap();
+            assert_eq!(job.write, Write::Compact(vec![1]));
+            lane.answered(&long(false), second(0));
+            assert_eq!(lane.next(second(0), 1, Vec::new), None);
+        }
+    }
+
+    #[test]
+    fn a_file_that_must_be_written_anew_has_nothing_for_sure() {
+        let mut lane = Lane::<u64>::new(7, false);
+        assert_eq!(lane.durable(), 0);
+        lane.next(second(0), 7, Vec::new).unwrap();
+        lane.answered(&outcome(Ok(7)), second(0));
+        assert_eq!(lane.durable(), 7);
     }
 
     #[test]

@@ -29,14 +29,22 @@ pub trait Notices {
     fn in_force(&self);
 }
 
+/// The thread that writes the files is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("nothing is written any more: start the agent again")]
+pub struct WriterEnded;
+
 impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     /// Runs until `end`. The table stays as it is then.
+    ///
+    /// # Errors
+    /// Nothing can be written down any more.
     pub async fn run(
         mut self,
         mut from_server: mpsc::Receiver<FromServer>,
         notices: impl Notices,
         end: impl Future<Output = ()>,
-    ) {
+    ) -> Result<(), WriterEnded> {
         tokio::pin!(end);
         let mut looks = interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -54,18 +62,21 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
                 // Before the server's words, so that however many there are the table is looked after.
                 _ = looks.tick() => self.look(),
                 () = sleep(pause) => {}
-                written = self.disk.written() => self.written(written),
+                written = self.disk.written() => self.written(written.ok_or(WriterEnded)?),
                 Some(word) = from_server.recv() => self.hear(word),
             }
             self.pass();
         }
         drop(timeout(LAST_WORDS, self.finish()).await);
+        Ok(())
     }
 
     async fn finish(&mut self) {
         self.flush();
         while self.is_writing() {
-            let written = self.disk.written().await;
+            let Some(written) = self.disk.written().await else {
+                return;
+            };
             self.written(written);
         }
     }

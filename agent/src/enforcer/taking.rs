@@ -20,6 +20,18 @@ pub(super) struct Unanswered {
     pub(super) lacks_policy: bool,
 }
 
+impl Unanswered {
+    /// Once this one's record is on disk, that of an earlier one is as well.
+    fn includes(&mut self, earlier: Self) {
+        self.lacks_policy = !(self.brings_policy() || earlier.brings_policy());
+        self.is_whole |= earlier.is_whole;
+    }
+
+    const fn brings_policy(self) -> bool {
+        self.is_whole && !self.lacks_policy
+    }
+}
+
 impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     pub(super) fn assigned(&mut self, assignment: Assignment) {
         self.remove(&assignment, self.clock.now());
@@ -84,7 +96,13 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         };
         let closes = self.close(&change, now);
         if change.left_out().is_empty() {
-            self.forget_said_but(&["FIREWALL_FAILED", "TIME_JUMP", "LEDGER_NOT_WRITTEN", "DISK_HANGS"]);
+            self.forget_said_but(&[
+                "FIREWALL_FAILED",
+                "TIME_JUMP",
+                "LEDGER_NOT_WRITTEN",
+                "RECEIPTS_NOT_WRITTEN",
+                "DISK_HANGS",
+            ]);
         }
         for left_out in change.left_out() {
             tracing::error!(code = left_out.code(), %left_out, "part of the assignment refused");
@@ -107,15 +125,18 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             self.enforce();
         }
         self.add_receipts(refused);
-        if self.unanswered.len() >= MOST_WAITING {
-            self.unanswered.pop_front();
-        }
         self.unanswered.push_back(Unanswered {
             number: self.ledger.number(),
             generation,
             is_whole: assignment.base.is_none(),
             lacks_policy,
         });
+        if self.unanswered.len() > MOST_WAITING
+            && let Some(overtaken) = self.unanswered.pop_front()
+            && let Some(next) = self.unanswered.front_mut()
+        {
+            next.includes(overtaken);
+        }
     }
 
     fn guards(&self) -> (Option<ListNumber>, Option<(u64, u64)>) {

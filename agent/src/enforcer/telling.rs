@@ -1,6 +1,7 @@
 //! What the enforcer tells the server: receipts, reports and replies. None of it holds up an enforcement step.
 
 use nightlatch_core::assignment::Generation;
+use nightlatch_core::id::GrantId;
 use nightlatch_core::ledger::{Change, Closing};
 use nightlatch_core::receipt::{Done, Happening};
 use nightlatch_core::time::Timestamp;
@@ -37,11 +38,12 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         let (Some(at), Some(applied_at), None) = (self.best_time(), self.applied_at, self.gate_due_at) else {
             return;
         };
-        let unreported = self.ledger.unreported(applied_at);
+        let mut unreported = self.ledger.unreported(applied_at);
         // What the server is told must not come back after a crash.
         let durable = self.ledger_lane.durable();
         let closed = self.closed.extract_if(.., |(.., number)| *number <= durable);
         let closed: Vec<_> = closed.map(|(id, reason, _)| (id, reason)).collect();
+        let removed: Vec<GrantId> = closed.iter().map(|(id, _)| *id).collect();
         let expired = unreported.closed.iter().map(|id| (*id, Closing::Expired.code()));
         let mut happenings: Vec<Happening> = closed
             .into_iter()
@@ -66,11 +68,15 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             }
         }));
         self.add_receipts(happenings);
+        unreported.closed.extend(removed);
         if !unreported.is_empty() {
             let record = self.ledger.reported(unreported);
             // Without it the receipts are made once more after a crash, which does no harm.
             if self.reported.len() >= MOST_REPORTS {
-                self.reported.pop_front();
+                let given_up = self.reported.pop_front();
+                given_up
+                    .iter()
+                    .for_each(|(_, record)| self.ledger.receipts_kept(record));
             }
             self.reported.push_back((self.outbox.last(), record));
         }

@@ -81,6 +81,7 @@ struct Faults {
     gate: bool,
     disk: bool,
     hangs: bool,
+    gone: bool,
 }
 
 struct FakeGate {
@@ -176,9 +177,10 @@ impl Disk for FakeDisk {
         assert!(self.receipts_job.borrow_mut().replace(job).is_none());
     }
 
-    async fn written(&mut self) -> Written {
+    async fn written(&mut self) -> Option<Written> {
         match self.step() {
-            Some(written) => written,
+            _ if self.faults.borrow().gone => None,
+            Some(written) => Some(written),
             None => std::future::pending().await,
         }
     }

@@ -61,7 +61,6 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
 
     fn recorded(&mut self, upto: u64, is_news: bool) {
         self.is_over("LEDGER_NOT_WRITTEN");
-        self.is_over("DISK_HANGS");
         if !is_news {
             return;
         }
@@ -85,26 +84,25 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
 
     fn not_recorded(&mut self, error: &NotWritten) {
         tracing::error!(error = %causes(error), "nothing opens: it can't be written down");
+        // No answer yet: a refused server would begin anew with the whole, over and over.
         self.report("LEDGER_NOT_WRITTEN", causes(error).to_string());
-        for taken in std::mem::take(&mut self.unanswered) {
-            self.reply(
-                taken.generation,
-                Taken::Refused,
-                "the host's disk takes no record, so nothing opens",
-            );
-        }
     }
 
     fn receipts_written(&mut self, outcome: Outcome) {
         match outcome.upto {
-            Ok(upto) => self.outbox.written(upto),
+            Ok(upto) => {
+                self.is_over("RECEIPTS_NOT_WRITTEN");
+                self.outbox.written(upto);
+            }
             Err(error) => {
                 tracing::warn!(error = %causes(&error), "receipts wait for the disk");
+                self.report("RECEIPTS_NOT_WRITTEN", causes(&error).to_string());
                 return;
             }
         }
         let durable = self.outbox.durable();
         while let Some((_, record)) = self.reported.pop_front_if(|(last, _)| *last <= durable) {
+            self.ledger.receipts_kept(&record);
             self.record(record, 1, false);
         }
         if matches!(self.fallen, Fallen::Told(last) if last <= durable) {
@@ -119,13 +117,18 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         let now = self.clock.now();
         let lanes = [self.ledger_lane.busy_since(), self.receipts_lane.busy_since()];
         let longest = lanes.into_iter().flatten().map(|since| now.since(since)).max();
-        if let Some(longest) = longest.filter(|longest| *longest >= DISK_PATIENCE) {
-            let message = format!(
-                "the disk has not answered for {} seconds, so nothing opens",
-                longest.as_secs()
-            );
+        let Some(longest) = longest.filter(|longest| *longest >= DISK_PATIENCE) else {
+            self.disk_hangs = false;
+            return self.is_over("DISK_HANGS");
+        };
+        let message = format!(
+            "the disk has not answered for {} seconds, so nothing opens",
+            longest.as_secs()
+        );
+        // Once: the log may wait for the same disk.
+        if !std::mem::replace(&mut self.disk_hangs, true) {
             tracing::error!("{message}");
-            self.report("DISK_HANGS", message);
         }
+        self.report("DISK_HANGS", message);
     }
 }

@@ -391,5 +391,6 @@ fn record(
         accepted: accepted.iter().map(|(id, held)| held.kept(*id)).collect(),
         refused: refused.chain(fallen).collect(),
         revoked: Vec::new(),
+        untold: Vec::new(),
     }
 }

@@ -69,6 +69,9 @@ pub struct AssignedRecord {
     /// With `whole`: what was closed before its end, with that end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) revoked: Vec<(GrantId, Timestamp)>,
+    /// With `whole`: closed before their end, without a receipt on disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) untold: Vec<GrantId>,
 }
 
 impl Record {
@@ -177,6 +180,7 @@ impl Ledger {
                 .iter()
                 .map(|(id, not_after)| (*id, *not_after))
                 .collect(),
+            untold: self.untold.iter().copied().collect(),
         };
         let opened = self
             .accepted()
@@ -255,6 +259,7 @@ impl Ledger {
                     );
                     fallen.retain(|id| !closed.contains(id));
                     ledger.mark_reported(&opened, &closed);
+                    ledger.receipts_kept(&Record::Reported { opened, closed });
                 }
                 Record::Marked(marked) => mark = Some(marked),
             }
@@ -305,6 +310,7 @@ impl Ledger {
         if assigned.whole {
             self.entries.clear();
             self.revoked = assigned.revoked.into_iter().collect();
+            self.untold = assigned.untold.into_iter().collect();
         }
         self.generation = assigned.generation;
         if let Some(Envelope(envelope)) = assigned.keys {
@@ -318,6 +324,7 @@ impl Ledger {
         }
         self.forget_revoked(assigned.mark.time);
         for (id, code) in assigned.refused {
+            self.owe_receipt(id);
             self.entries.insert(id, Entry::Refused(code));
         }
         if !assigned.guarded.is_empty() {

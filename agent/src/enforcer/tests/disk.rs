@@ -33,16 +33,10 @@ fn without_a_record_nothing_opens_and_closings_hold() {
     assert_eq!(receipts, [], "nobody is told of what a crash would bring back");
     assert!(matches!(
         rest.as_slice(),
-        [
-            ToServer::Report(Report {
-                code: "LEDGER_NOT_WRITTEN",
-                ..
-            }),
-            ToServer::Reply {
-                taken: Taken::Refused,
-                ..
-            }
-        ]
+        [ToServer::Report(Report {
+            code: "LEDGER_NOT_WRITTEN",
+            ..
+        })]
     ));
 
     // It is written from memory after a while, and what was closed doesn't come back with a restart.
@@ -51,7 +45,9 @@ fn without_a_record_nothing_opens_and_closings_hold() {
     assert!(!world.lets_in("192.0.2.8"));
     world.after(1);
     assert!(world.lets_in("192.0.2.8"));
-    assert_eq!(world.answers().0, [closed("REMOVED"), opened()]);
+    let (receipts, rest) = world.answers();
+    assert_eq!(receipts, [closed("REMOVED"), opened()]);
+    assert_eq!(replies(&rest), [Taken::Accepted], "the stream was not given up");
     assert_eq!(read_back(&world), [2]);
 }
 
@@ -180,7 +176,10 @@ async fn what_is_still_to_be_written_is_written_before_the_end() {
     let World { enforcer, disk, .. } = world;
     assert!(disk.records.borrow().is_empty());
     let (_to_enforcer, from_server) = mpsc::channel(1);
-    enforcer.run(from_server, Told::default(), async {}).await;
+    enforcer
+        .run(from_server, Told::default(), async {})
+        .await
+        .unwrap();
     assert!(!disk.records.borrow().is_empty());
     assert!(!disk.entries.borrow().is_empty(), "its receipt too");
 }
@@ -192,6 +191,91 @@ async fn a_disk_that_never_answers_does_not_hold_up_the_end() {
     world.assign(&[grant(1, ALICE, 60)]);
     let (_to_enforcer, from_server) = mpsc::channel(1);
     let begun = tokio::time::Instant::now();
-    world.enforcer.run(from_server, Told::default(), async {}).await;
+    world
+        .enforcer
+        .run(from_server, Told::default(), async {})
+        .await
+        .unwrap();
     assert!(begun.elapsed() < Duration::from_secs(20));
+}
+
+#[tokio::test]
+async fn an_agent_whose_writer_fell_over_ends_with_an_error() {
+    let world = World::connected();
+    world.faults.borrow_mut().gone = true;
+    let (_to_enforcer, from_server) = mpsc::channel(1);
+    let run = world
+        .enforcer
+        .run(from_server, Told::default(), std::future::pending());
+    let ended = tokio::time::timeout(Duration::from_secs(10), run).await;
+    assert_eq!(ended.unwrap(), Err(WriterEnded));
+}
+
+#[test]
+fn receipts_that_cannot_be_written_are_reported() {
+    let mut world = World::connected();
+    let whole = world.whole(&[grant(1, ALICE, 600)]);
+    world.enforcer.hear(FromServer::Assignment(whole));
+    let written = world.disk.step().unwrap();
+    world.enforcer.written(written);
+    world.faults.borrow_mut().disk = true;
+    world.let_write();
+    assert_eq!(codes(&mut world), ["RECEIPTS_NOT_WRITTEN"]);
+}
+
+#[test]
+fn the_whole_counts_although_many_changes_came_before_its_record() {
+    let mut world = World::connected();
+    world.enforcer.needs_whole = true;
+    world.faults.borrow_mut().hangs = true;
+    world.assign(&[]);
+    for _ in 0..2 * MOST_WAITING {
+        let base = Generation(world.generation);
+        let next = world.whole(&[]);
+        world.hear(FromServer::Assignment(Assignment {
+            base: Some(base),
+            ..next
+        }));
+    }
+    assert_eq!(world.enforcer.unanswered.len(), MOST_WAITING);
+    world.faults.borrow_mut().hangs = false;
+    world.let_write();
+    assert!(!world.enforcer.needs_whole);
+}
+
+#[test]
+fn a_closing_without_a_receipt_on_disk_is_owed_after_a_crash() {
+    let untold = |world: &World| {
+        let boot = world.clock.boot();
+        let records = world.records.borrow().clone();
+        let ceiling = rules().ceiling;
+        let ledger = Ledger::replay(MACHINE, root().public(), records, ceiling.as_ref(), boot).ledger;
+        ledger
+            .untold()
+            .map(|(id, why)| (id.uuid().as_u128(), why))
+            .collect::<Vec<_>>()
+    };
+    let mut world = World::connected();
+    world.assign(&[grant(1, ALICE, 600)]);
+    for is_snapshot in [false, true] {
+        if is_snapshot {
+            world.enforcer.ledger_lane.lag();
+        }
+        let whole = world.whole(&[]);
+        world.enforcer.hear(FromServer::Assignment(whole));
+        let written = world.disk.step().unwrap();
+        world.enforcer.written(written);
+        if let Some(Written::Ledger(outcome)) = world
+            .disk
+            .ledger_job
+            .borrow_mut()
+            .take()
+            .map(|job| Written::Ledger(world.disk.carry_out(&world.records, job, "ledger")))
+        {
+            world.enforcer.ledger_lane.answered(&outcome, world.clock.now());
+        }
+        assert_eq!(untold(&world), [(1, Closing::Removed)]);
+    }
+    world.let_write();
+    assert_eq!(untold(&world), [], "its receipt is on disk");
 }

@@ -66,7 +66,7 @@ async fn the_loop_ends_openings_precisely_and_stops_when_told() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    enforcer.run(from_server, Silent, end).await;
+    enforcer.run(from_server, Silent, end).await.unwrap();
     let took = begun.elapsed();
     // The upper bound leaves room for a busy machine; the kernel is what ends openings.
     assert!(
@@ -90,7 +90,7 @@ async fn a_busy_stream_holds_up_no_repair() {
             std::task::Poll::Ready(())
         }
     });
-    enforcer.run(from_server, Told::default(), end).await;
+    enforcer.run(from_server, Told::default(), end).await.unwrap();
     assert!(!table.borrow().is_empty());
 }
 
@@ -117,6 +117,9 @@ async fn the_ruleset_is_called_in_force_only_once_it_is() {
         }
     };
     let run = enforcer.run(from_server, told.clone(), end);
-    tokio::time::timeout(Duration::from_secs(10), run).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), run)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(*told.0.borrow(), 1);
 }
