@@ -113,9 +113,7 @@ impl HostClock {
         };
         let better = self.answer.is_none_or(|held| {
             let age = heard_at.since(held.heard_at);
-            let worth = held
-                .round_trip()
-                .saturating_add(age.checked_div(Self::DRIFT).unwrap_or_default());
+            let worth = held.round_trip().saturating_add(Self::drift(age));
             answer.round_trip() <= worth || age >= Self::ANSWER_AGES
         });
         if better {
@@ -149,15 +147,23 @@ impl HostClock {
 
     /// The earliest that true time can be. `None` before the first word of a server.
     pub fn earliest(&self, now: BootTime) -> Option<Timestamp> {
-        self.mark
-            .and_then(|mark| mark.time.checked_add(now.since(mark.at)))
+        let mark = self.mark?;
+        let passed = now.since(mark.at);
+        mark.time.checked_add(passed.saturating_sub(Self::drift(passed)))
     }
 
-    /// The latest that true time can be: the answer may be as old as its question. Grants are measured by it,
-    /// so that a delayed answer shortens and never lengthens. `None` before the first answer of this boot.
+    fn drift(passed: Duration) -> Duration {
+        passed.checked_div(Self::DRIFT).unwrap_or_default()
+    }
+
+    /// The latest that true time can be: the answer may be as old as its question, and this host's clock slow.
+    /// Grants are measured by it, so that a delayed answer shortens and never lengthens. `None` before the first
+    /// answer of this boot.
     pub fn latest(&self, now: BootTime) -> Option<Timestamp> {
         let answer = self.answer?;
-        let stated = answer.time.checked_add(now.since(answer.asked_at))?;
+        let passed = now.since(answer.asked_at);
+        let drift = Self::drift(now.since(answer.heard_at));
+        let stated = answer.time.checked_add(passed.saturating_add(drift))?;
         Some(self.earliest(now).map_or(stated, |earliest| earliest.max(stated)))
     }
 
@@ -193,8 +199,8 @@ mod tests {
         assert_eq!(clock.latest(boot(10)), None);
         let noon = at("2026-11-22T12:00:00Z");
         clock.hear(noon, boot(10), boot(12), noon).unwrap();
-        assert_eq!(clock.earliest(boot(20)), Some(at("2026-11-22T12:00:08Z")));
-        assert_eq!(clock.latest(boot(20)), Some(at("2026-11-22T12:00:10Z")));
+        assert_eq!(clock.earliest(boot(20)), Some(at("2026-11-22T12:00:07.9992Z")));
+        assert_eq!(clock.latest(boot(20)), Some(at("2026-11-22T12:00:10.0008Z")));
     }
 
     #[test]
@@ -205,7 +211,10 @@ mod tests {
         clock.hear(noon, millis(1_000), millis(1_001), noon).unwrap();
         let half_a_minute_later = at("2026-11-22T12:00:30Z");
         // Three milliseconds is what clocks may drift apart in half a minute.
-        for (trip, latest) in [(5, "2026-11-22T12:01:00Z"), (4, "2026-11-22T12:00:59.999Z")] {
+        for (trip, latest) in [
+            (5, "2026-11-22T12:01:00.005999Z"),
+            (4, "2026-11-22T12:01:00.000999Z"),
+        ] {
             let asked_at = millis(31_002);
             clock
                 .hear(
@@ -227,7 +236,7 @@ mod tests {
         clock
             .hear(at("2026-11-22T09:00:00Z"), boot(11), boot(11), noon)
             .unwrap();
-        assert_eq!(clock.latest(boot(11)), Some(at("2026-11-22T12:00:01Z")));
+        assert_eq!(clock.latest(boot(11)), Some(at("2026-11-22T12:00:00.9999Z")));
     }
 
     #[test]
@@ -237,7 +246,7 @@ mod tests {
         let mut clock = HostClock::new(FIRST, boot(0), None);
         clock.hear(noon, boot(1), boot(1), noon).unwrap();
         assert!(clock.hear(later, boot(2), boot(2), noon).is_err());
-        assert_eq!(clock.earliest(boot(2)), Some(at("2026-11-22T12:00:01Z")));
+        assert_eq!(clock.earliest(boot(2)), Some(at("2026-11-22T12:00:00.9999Z")));
         assert_eq!(
             clock.latest(boot(2)),
             Some(later),
@@ -255,10 +264,10 @@ mod tests {
             time: at("2026-11-22T12:00:00Z"),
         };
         let clock = HostClock::new(SECOND, boot(20), Some(mark));
-        assert_eq!(clock.earliest(boot(30)), Some(at("2026-11-22T12:00:30Z")));
+        assert_eq!(clock.earliest(boot(30)), Some(at("2026-11-22T12:00:29.999Z")));
         assert_eq!(clock.latest(boot(30)), None);
         // The clock of a container goes on from one boot to the next.
         let clock = HostClock::new(SECOND, boot(5020), Some(mark));
-        assert_eq!(clock.earliest(boot(5030)), Some(at("2026-11-22T12:00:30Z")));
+        assert_eq!(clock.earliest(boot(5030)), Some(at("2026-11-22T12:00:29.999Z")));
     }
 }
