@@ -169,7 +169,53 @@ impl SignedGrant {
         ceiling: Option<&Ceiling>,
         now: Timestamp,
     ) -> Result<VerifiedGrant, GrantRejected> {
-        let verified = self.verify_timeless(keys, machine, ceiling)?;
+        self.authenticate(keys, machine)?.verify(ceiling, now)
+    }
+
+    /// The same for a grant whose time was fixed at an earlier acceptance: the ledger's ends rule it.
+    pub(crate) fn verify_timeless(
+        &self,
+        keys: &VerifiedKeys,
+        machine: MachineId,
+        ceiling: Option<&Ceiling>,
+    ) -> Result<VerifiedGrant, GrantRejected> {
+        self.authenticate(keys, machine)?.verify_timeless(ceiling)
+    }
+
+    /// Checks signature, form and machine.
+    pub(crate) fn authenticate(
+        &self,
+        keys: &VerifiedKeys,
+        machine: MachineId,
+    ) -> Result<AuthenticGrant, GrantRejected> {
+        let grant: Grant = signing::open_json(&self.0, PAYLOAD_TYPE, signing::LONGEST_ENVELOPE, |id| {
+            keys.key(id)
+        })?;
+        grant
+            .check_form()
+            .map_err(|why| EnvelopeRejected::PayloadMalformed(why.to_string()))?;
+        if grant.machine != machine {
+            return Err(GrantRejected::OtherMachine(grant.machine));
+        }
+        let envelope = self.clone();
+        Ok(AuthenticGrant(VerifiedGrant { grant, envelope }))
+    }
+}
+
+/// A grant that a listed key signed for this machine. The host's ceiling wasn't asked yet.
+pub(crate) struct AuthenticGrant(VerifiedGrant);
+
+impl AuthenticGrant {
+    pub(crate) const fn grant(&self) -> &Grant {
+        &self.0.grant
+    }
+
+    pub(crate) fn verify(
+        self,
+        ceiling: Option<&Ceiling>,
+        now: Timestamp,
+    ) -> Result<VerifiedGrant, GrantRejected> {
+        let verified = self.verify_timeless(ceiling)?;
         let Grant {
             not_before,
             not_after,
@@ -184,22 +230,9 @@ impl SignedGrant {
         }
     }
 
-    /// The same for a grant whose time was fixed at an earlier acceptance: the ledger's ends rule it.
-    pub(crate) fn verify_timeless(
-        &self,
-        keys: &VerifiedKeys,
-        machine: MachineId,
-        ceiling: Option<&Ceiling>,
-    ) -> Result<VerifiedGrant, GrantRejected> {
-        let grant: Grant = signing::open_json(&self.0, PAYLOAD_TYPE, signing::LONGEST_ENVELOPE, |id| {
-            keys.key(id)
-        })?;
-        grant
-            .check_form()
-            .map_err(|why| EnvelopeRejected::PayloadMalformed(why.to_string()))?;
-        if grant.machine != machine {
-            return Err(GrantRejected::OtherMachine(grant.machine));
-        }
+    pub(crate) fn verify_timeless(self, ceiling: Option<&Ceiling>) -> Result<VerifiedGrant, GrantRejected> {
+        let Self(verified) = self;
+        let grant = &verified.grant;
         let ceiling = ceiling.ok_or(GrantRejected::NoCeiling)?;
         grant
             .ports
@@ -210,10 +243,7 @@ impl SignedGrant {
             .iter()
             .try_for_each(|source| ceiling.check_source(*source))?;
         ceiling.check_length(grant.length())?;
-        Ok(VerifiedGrant {
-            grant,
-            envelope: self.clone(),
-        })
+        Ok(verified)
     }
 }
 

@@ -12,9 +12,10 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use crate::assignment::{Assignment, Digest, Generation};
-use crate::clock::HostClock;
+use crate::clock::{HostClock, Mark};
 use crate::grant::{Grant, VerifiedGrant};
 use crate::host::HostRules;
 use crate::id::{GrantId, MachineId};
@@ -35,6 +36,9 @@ pub const MOST_GRANTS: usize = 20_000;
 
 /// The most openings of all grants of a host together: what a stolen server can cost in memory.
 pub const MOST_OPENINGS: usize = 100_000;
+
+/// How late an end may become, by a slow clock of the host, before it is mended.
+const TOLERATED_DRIFT: Duration = Duration::from_secs(1);
 
 /// Why an opening ended before its time, or at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,13 +83,39 @@ impl Accepted {
     fn is_open(&self, now: BootTime) -> bool {
         self.is_recorded && self.start <= now && now < self.end()
     }
+
+    /// Whether its end lies past the true one for sure, and by more than is worth a word to the disk.
+    fn is_late(&self, mark: Mark) -> bool {
+        let at_most = self.grant.grant().not_after.since(mark.time);
+        mark.at < self.end && mark.at.plus(at_most).plus(TOLERATED_DRIFT) < self.end
+    }
+
+    /// A wall clock that ran ahead had closed it: both are reported anew.
+    fn reopen(&mut self, now: BootTime) {
+        if self.closed && now < self.end {
+            (self.opened, self.closed) = (false, false);
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 enum Entry {
     Accepted(Box<Accepted>),
     /// Kept for the digest, and so that it is judged again only when the whole comes.
-    Refused(String),
+    Refused {
+        code: String,
+        /// Its end, if a listed key signed it for this machine: once removed, it must not come back.
+        not_after: Option<Timestamp>,
+    },
+}
+
+impl Entry {
+    fn not_after(&self) -> Option<Timestamp> {
+        match self {
+            Self::Accepted(accepted) => Some(accepted.grant.grant().not_after),
+            Self::Refused { not_after, .. } => *not_after,
+        }
+    }
 }
 
 /// A grant as the ledger holds it, for `status`.
@@ -186,7 +216,7 @@ impl Ledger {
     fn accepted(&self) -> impl Iterator<Item = (GrantId, &Accepted)> {
         self.entries.iter().filter_map(|(id, entry)| match entry {
             Entry::Accepted(accepted) => Some((id, accepted.as_ref())),
-            Entry::Refused(_) => None,
+            Entry::Refused { .. } => None,
         })
     }
 
@@ -196,7 +226,7 @@ impl Ledger {
             match why {
                 Closing::NoLongerValid => {
                     self.owe_receipt(*id);
-                    self.entries.insert(*id, Entry::Refused(why.code().to_string()));
+                    self.refuse(*id, why.code().to_string(), None);
                 }
                 Closing::Removed | Closing::Expired => self.remove(*id),
             }
@@ -224,10 +254,10 @@ impl Ledger {
 
     /// Closes them at once. Gives the record, for whoever reads the ledger back.
     pub fn remove_all(&mut self, ids: Vec<GrantId>, now: BootTime) -> Record {
-        let ends_later = |id: &GrantId| {
-            self.entries
-                .accepted(*id)
-                .is_some_and(|accepted| now < accepted.end)
+        let ends_later = |id: &GrantId| match self.entries.get(*id) {
+            Some(Entry::Accepted(accepted)) => now < accepted.end,
+            Some(Entry::Refused { not_after, .. }) => not_after.is_some(),
+            None => false,
         };
         let early = ids.iter().any(ends_later);
         ids.iter().for_each(|id| self.remove(*id));
@@ -260,9 +290,17 @@ impl Ledger {
 
     fn remove(&mut self, id: GrantId) {
         self.owe_receipt(id);
-        if let Some(Entry::Accepted(accepted)) = self.entries.remove(id) {
-            self.revoked.insert(id, accepted.grant.grant().not_after);
+        let removed = self.entries.remove(id);
+        if let Some(not_after) = removed.and_then(|entry| entry.not_after()) {
+            self.revoked.insert(id, not_after);
         }
+    }
+
+    /// `not_after` if it is known; else what is known already stays known.
+    fn refuse(&mut self, id: GrantId, code: String, not_after: Option<Timestamp>) {
+        let known = || self.entries.get(id).and_then(Entry::not_after);
+        let not_after = not_after.or_else(known);
+        self.entries.insert(id, Entry::Refused { code, not_after });
     }
 
     /// What has ended by itself needs no remembering, and no server may fill the memory: the oldest ids go first.
@@ -304,9 +342,9 @@ impl Ledger {
         for (id, accepted) in accepted {
             self.entries.insert(id, Entry::Accepted(accepted));
         }
+        let ends: BTreeMap<_, _> = record.refused_ends.into_iter().collect();
         for (id, rejected) in refused {
-            self.entries
-                .insert(id, Entry::Refused(rejected.code().to_string()));
+            self.refuse(id, rejected.code().to_string(), ends.get(&id).copied());
         }
     }
 
@@ -325,6 +363,12 @@ impl Ledger {
             self.also_until = None;
             self.also_guarded.clear();
         }
+    }
+
+    /// Everything up to here is known to be on disk.
+    pub fn recorded_number(&self) -> u64 {
+        let first = self.unrecorded.keys().chain(&self.also_until).min();
+        first.map_or(self.number, |first| first.saturating_sub(1))
     }
 
     /// Numbers go on from here: records up to it were lost.
@@ -406,19 +450,25 @@ impl Ledger {
             .is_some_and(|accepted| accepted.end <= now && !accepted.closed)
     }
 
-    /// The server was heard after a reboot: what it says of the time takes the wall clock's place. Ends that
-    /// were fixed before only get shorter. Gives a record if anything changed.
+    /// The server was heard: after a reboot what it says of the time takes the wall clock's place, and ends that
+    /// its word shows to be late are mended. They only get shorter. Gives a record if anything changed.
     pub fn settle(&mut self, clock: &HostClock, now: BootTime) -> Option<Record> {
         let (latest, mark) = (clock.latest(now)?, clock.mark(now)?);
-        let mut changed = false;
-        self.entries.change_all(|accepted| {
-            if accepted.wall_end.take().is_some() {
+        // Most words change nothing, and looking is cheaper than changing.
+        let late: Vec<GrantId> = self
+            .accepted()
+            .filter(|(_, accepted)| accepted.wall_end.is_some() || accepted.is_late(mark))
+            .map(|(id, _)| id)
+            .collect();
+        for id in &late {
+            self.entries.change(*id, |accepted| {
                 let left = accepted.grant.grant().not_after.since(latest);
                 accepted.end = accepted.end.min(now.plus(left));
-                changed = true;
-            }
-        });
-        changed.then(|| Record::Carried {
+                accepted.wall_end = None;
+                accepted.reopen(now);
+            });
+        }
+        (!late.is_empty()).then(|| Record::Carried {
             number: self.next_number(),
             mark,
             ends: self.ends(),
@@ -452,7 +502,7 @@ impl Ledger {
     /// The stable code of an assigned grant that was refused.
     pub fn refused_as(&self, id: GrantId) -> Option<&str> {
         match self.entries.get(id)? {
-            Entry::Refused(code) => Some(code),
+            Entry::Refused { code, .. } => Some(code),
             Entry::Accepted(_) => None,
         }
     }

@@ -35,6 +35,7 @@ fn reboot(host: &mut Host, after: u64, wall: Timestamp) {
     );
     host.file.extend(replayed.carried);
     host.ledger = replayed.ledger;
+    host.ledger.recorded(host.ledger.number());
     host.clock = HostClock::new(SECOND_BOOT, boot(after), replayed.mark);
 }
 
@@ -280,6 +281,120 @@ fn after_a_reboot_a_grant_has_at_most_what_remained_at_the_last_mark() {
     reboot(&mut host, 5, "2026-11-22T11:00:00Z".parse().unwrap());
     assert!(host.allows(ALICE, "22/tcp", 44));
     assert!(!host.allows(ALICE, "22/tcp", 45));
+}
+
+#[test]
+fn what_ended_after_the_last_mark_does_not_come_back_at_a_reboot() {
+    let mut host = Host::new();
+    let whole = host.whole(&[grant(1, &["22"], &[ALICE], 0, 100)]);
+    host.take(&whole, 0).unwrap();
+    mark(&mut host, 60);
+    let closed = host.ledger.unreported(boot(100));
+    host.file.push(host.ledger.reported(closed));
+    for _ in 0..2 {
+        reboot(&mut host, 5, "1970-01-01T00:00:05Z".parse().unwrap());
+        assert!(!host.allows(ALICE, "22/tcp", 5));
+    }
+}
+
+#[test]
+fn after_a_reboot_nothing_opens_before_the_new_ends_are_on_disk() {
+    let mut host = Host::new();
+    let whole = host.whole(&[grant(1, &["22"], &[ALICE], 0, 100)]);
+    host.take(&whole, 0).unwrap();
+    let here = Boot {
+        id: SECOND_BOOT,
+        now: boot(5),
+        wall: at(50),
+    };
+    let records = host.file.clone();
+    host.ledger = Ledger::replay(MACHINE, root().public(), records, Some(&ceiling()), here).ledger;
+    assert_eq!(host.ledger.recorded_number(), host.ledger.number() - 1);
+    assert!(!host.allows(ALICE, "22/tcp", 5));
+    host.ledger.recorded(host.ledger.number());
+    assert_eq!(host.ledger.recorded_number(), host.ledger.number());
+    assert!(host.allows(ALICE, "22/tcp", 5));
+}
+
+#[test]
+fn a_grant_that_was_refused_and_then_revoked_is_remembered() {
+    let mut host = Host::new();
+    host.rules.ceiling = None;
+    let issued = grant(1, &["22"], &[ALICE], 0, 100);
+    let whole = host.whole(std::slice::from_ref(&issued));
+    let change = host.take(&whole, 0).unwrap();
+    assert_eq!(change.refused()[0].1.code(), "NO_CEILING");
+    let here = Boot {
+        id: FIRST_BOOT,
+        now: boot(1),
+        wall: at(1),
+    };
+    let replay = |records| Ledger::replay(MACHINE, root().public(), records, Some(&ceiling()), here).ledger;
+    let snapshot = host.ledger.snapshot(host.clock.mark(boot(1)).unwrap());
+    for records in [host.file.clone(), snapshot] {
+        let mut ledger = replay(records.clone());
+        let removed = ledger.remove_all(vec![issued.grant.id], boot(1));
+        assert!(removed.must_stay());
+        assert!(ledger.was_revoked(issued.grant.id));
+        assert!(replay([records, vec![removed]].concat()).was_revoked(issued.grant.id));
+    }
+}
+
+#[test]
+fn a_slow_clock_lengthens_no_grant_by_more_than_a_second() {
+    let mut host = Host::new();
+    let whole = host.whole(&[grant(1, &["22"], &[ALICE], 0, 10_000)]);
+    host.take(&whole, 0).unwrap();
+    let mut tell = |truth: u64, now: u64| {
+        host.clock
+            .hear(at(truth), boot(now), boot(now), at(truth))
+            .unwrap();
+        let record = host.ledger.settle(&host.clock, boot(now)).is_some();
+        (record, host.ledger.next_deadline(boot(now)))
+    };
+    assert_eq!(tell(5_001, 5_000), (false, Some(boot(10_000))));
+    assert_eq!(tell(6_002, 6_000), (true, Some(boot(9_998))));
+    assert_eq!(tell(7_000, 7_000), (false, Some(boot(9_998))), "never longer");
+}
+
+#[test]
+fn a_snapshot_with_a_new_policy_guards_no_port_of_the_old_one() {
+    use nightlatch_core::policy::Policy;
+    let mut host = Host::new();
+    let mut first = host.whole(&[]);
+    first.policy = Some(policy_envelope(1, Some(&policy())));
+    host.take(&first, 0).unwrap();
+    let only_ssh = Policy::new(policy().rules()[..1].to_vec()).unwrap();
+    let mut second = host.whole(&[]);
+    second.policy = Some(policy_envelope(2, Some(&only_ssh)));
+    let change = host.consider(&second, 0).unwrap();
+    host.ledger.close(&change);
+    host.ledger.commit(change);
+    assert!(!host.allows(ALICE, "3389/tcp", 0), "until it is on disk");
+    let snapshot = host.ledger.snapshot(host.clock.mark(boot(0)).unwrap());
+    assert_eq!(snapshot[0].guarded(), Some(common::spans(&["22/tcp"]).as_slice()));
+}
+
+#[test]
+fn overlapping_ports_of_a_grant_count_once_when_it_goes() {
+    use nightlatch_core::ledger::MOST_OPENINGS;
+    let sources: Vec<String> = (0..32).map(|host| format!("192.0.2.{host}")).collect();
+    let sources: Vec<&str> = sources.iter().map(String::as_str).collect();
+    let count = MOST_OPENINGS / 32;
+    let twice = &["22", "22/tcp"];
+    let held: Vec<_> = (0..count)
+        .map(|id| grant(1 + id as u128, twice, &sources, 0, 100))
+        .collect();
+    let mut host = Host::new();
+    let whole = host.whole(&held);
+    assert!(host.take(&whole, 0).unwrap().refused().is_empty());
+    // Considered as it is, before what it takes away has gone: one goes, two come.
+    let more = [5000, 5001].map(|id| grant(id, twice, &sources, 0, 100));
+    let ids: Vec<_> = held[1..].iter().chain(&more).map(|held| held.grant.id).collect();
+    let delta = host.delta(&more, &[held[0].grant.id], &ids);
+    let change = host.consider(&delta, 0).unwrap();
+    let codes: Vec<_> = change.refused().iter().map(|(_, why)| why.code()).collect();
+    assert_eq!(codes, ["TOO_MANY_OPENINGS"]);
 }
 
 #[test]

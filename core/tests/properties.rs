@@ -12,8 +12,9 @@ use nightlatch_core::assignment::{Assignment, Digest, Generation};
 use nightlatch_core::clock::HostClock;
 use nightlatch_core::grant::{Grant, IssuedGrant};
 use nightlatch_core::id::GrantId;
-use nightlatch_core::ledger::{Boot, Ledger};
+use nightlatch_core::ledger::{Boot, Ledger, Record};
 use nightlatch_core::port::{PortKey, Protocol};
+use nightlatch_core::time::BootId;
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -55,6 +56,34 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (1_u64..200).prop_map(Step::Wait),
         1 => Just(Step::ResendWhole),
         1 => Just(Step::RestartAgent),
+    ]
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Add {
+        ahead: u64,
+        seconds: u64,
+        is_recorded: bool,
+    },
+    Wait(u64),
+    Report,
+    Mark,
+    Hear,
+    Reboot {
+        wall: u64,
+    },
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => (0_u64..60, 1_u64..200, any::<bool>())
+            .prop_map(|(ahead, seconds, is_recorded)| Act::Add { ahead, seconds, is_recorded }),
+        4 => (1_u64..60).prop_map(Act::Wait),
+        3 => Just(Act::Report),
+        1 => Just(Act::Mark),
+        2 => Just(Act::Hear),
+        1 => (0_u64..400).prop_map(|wall| Act::Reboot { wall }),
     ]
 }
 
@@ -156,6 +185,66 @@ proptest! {
                     "{} {} at {} later", source, key, later
                 );
             }
+        }
+    }
+
+    #[test]
+    fn what_is_kept_up_step_by_step_is_what_it_would_be_from_scratch_over_reboots_too(
+        acts in prop::collection::vec(act(), 1..32),
+    ) {
+        let mut host = Host::new();
+        let (mut truth, mut now, mut number) = (0, 0, 0_u128);
+        let mut here = FIRST_BOOT;
+        let mut live = Vec::new();
+        for act in acts {
+            match act {
+                Act::Add { ahead, seconds, is_recorded } => {
+                    number += 1;
+                    let source = format!("192.0.2.{}", number % 4);
+                    let issued = grant(number, &["22"], &[&source], truth + ahead, seconds);
+                    live.push(issued.grant.id);
+                    let delta = host.delta(std::slice::from_ref(&issued), &[], &live);
+                    match host.consider(&delta, now) {
+                        Ok(change) => {
+                            host.file.push(change.record());
+                            host.ledger.commit(change);
+                            if is_recorded {
+                                host.ledger.recorded(host.ledger.number());
+                            }
+                        }
+                        Err(_) => drop(live.pop()),
+                    }
+                }
+                Act::Wait(seconds) => {
+                    truth += seconds;
+                    now += seconds;
+                }
+                Act::Report => {
+                    let unreported = host.ledger.unreported(boot(now));
+                    host.file.push(host.ledger.reported(unreported));
+                }
+                Act::Mark => host.file.extend(host.clock.mark(boot(now)).map(Record::Marked)),
+                Act::Hear => {
+                    host.clock.hear(at(truth), boot(now), boot(now), at(truth)).unwrap();
+                    host.file.extend(host.ledger.settle(&host.clock, boot(now)));
+                }
+                Act::Reboot { wall } => {
+                    (here, now) = (BootId(uuid::Uuid::from_u128(here.0.as_u128() + 1)), 5);
+                    let start = Boot { id: here, now: boot(now), wall: at(wall) };
+                    let records = host.file.clone();
+                    let replayed = Ledger::replay(MACHINE, root().public(), records, Some(&ceiling()), start);
+                    host.ledger = replayed.ledger;
+                    host.clock = HostClock::new(here, boot(now), replayed.mark);
+                    host.file.extend(replayed.carried);
+                    prop_assert!(host.ledger.ruleset(&host.rules, boot(now)).openings().is_empty()
+                        || host.ledger.recorded_number() == host.ledger.number());
+                    let in_force = host.ledger.in_force(&host.rules, boot(now));
+                    prop_assert_eq!(in_force, host.ledger.ruleset(&host.rules, boot(now)));
+                    host.ledger.recorded(host.ledger.number());
+                }
+            }
+            let in_force = host.ledger.in_force(&host.rules, boot(now));
+            prop_assert_eq!(in_force, host.ledger.ruleset(&host.rules, boot(now)));
         }
     }
 

@@ -7,11 +7,11 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::record::Envelope;
-use super::{Accepted, AssignedRecord, Closing, Ledger, MOST_GRANTS, MOST_OPENINGS, Record};
+use super::{Accepted, AssignedRecord, Closing, Ledger, MOST_GRANTS, MOST_OPENINGS, Record, entries};
 use crate::assignment::{Assigned, Assignment, Digest, Generation};
 use crate::ceiling::Ceiling;
 use crate::clock::{HostClock, Mark};
-use crate::grant::{Grant, GrantRejected, SignedGrant, VerifiedGrant};
+use crate::grant::{AuthenticGrant, Grant, GrantRejected, VerifiedGrant};
 use crate::id::{GrantId, MachineId};
 use crate::keys::{ListNumber, VerifiedKeys};
 use crate::policy::{PolicyRejected, VerifiedPolicy};
@@ -130,9 +130,13 @@ impl Ledger {
         if Digest::of_sorted(&remaining) != assignment.digest {
             return Err(AssignmentRefused::DigestDiffers);
         }
-        let (accepted, refused) = self.judge_added(assignment, &gone, |grant| {
-            judge(grant.id, &grant.envelope, known, self.machine, ceiling, latest)
-                .map(|grant| fix(grant, latest, now))
+        let judged = self.judge_added(assignment, &gone, |added| {
+            let authentic = authenticate(added, known, self.machine)?;
+            let not_after = Some(authentic.grant().not_after);
+            match authentic.verify(ceiling, latest) {
+                Ok(grant) => Ok(fix(grant, latest, now)),
+                Err(rejected) => Err(Refusal { rejected, not_after }),
+            }
         });
         let mut closing: Vec<_> = gone.iter().map(|id| (*id, Closing::Removed)).collect();
         // Keys that left the list take their grants with them.
@@ -153,9 +157,11 @@ impl Ledger {
             keys.as_ref(),
             policy.as_ref(),
             &closing,
-            &accepted,
-            &refused,
+            &judged,
         );
+        let Judged {
+            accepted, refused, ..
+        } = judged;
         Ok(Change {
             record: AssignedRecord {
                 number: self.number.saturating_add(1),
@@ -196,12 +202,12 @@ impl Ledger {
         &self,
         assignment: &Assignment,
         gone: &BTreeSet<GrantId>,
-        verdict: impl Fn(&Assigned) -> Result<Accepted, GrantRejected>,
+        verdict: impl Fn(&Assigned) -> Result<Accepted, Refusal>,
     ) -> Judged {
-        let (mut accepted, mut refused) = (Vec::new(), Vec::new());
+        let mut judged = Judged::default();
         let gone = gone.iter().filter_map(|id| self.entries.accepted(*id));
         let gone = gone.fold(0, |sum: usize, gone| {
-            sum.saturating_add(gone.grant.grant().openings())
+            sum.saturating_add(entries::count(gone.grant.grant()))
         });
         let mut openings = self.entries.openings().saturating_sub(gone);
         for added in &assignment.added {
@@ -209,28 +215,37 @@ impl Ledger {
             if self.entries.accepted(added.id).is_some() {
                 continue;
             }
-            let verdict = if self.revoked.contains_key(&added.id) {
-                Err(GrantRejected::Revoked)
-            } else {
-                verdict(added)
+            let verdict = match self.revoked.get(&added.id) {
+                Some(not_after) => Err(Refusal {
+                    rejected: GrantRejected::Revoked,
+                    not_after: Some(*not_after),
+                }),
+                None => verdict(added),
             };
-            let within = verdict.and_then(|grant| {
-                let with_it = openings.saturating_add(grant.grant.grant().openings());
+            let within = verdict.and_then(|accepted| {
+                let grant = accepted.grant.grant();
+                let with_it = openings.saturating_add(entries::count(grant));
                 if with_it > MOST_OPENINGS {
-                    Err(GrantRejected::TooManyOpenings)
+                    Err(Refusal {
+                        rejected: GrantRejected::TooManyOpenings,
+                        not_after: Some(grant.not_after),
+                    })
                 } else {
-                    Ok((with_it, grant))
+                    Ok((with_it, accepted))
                 }
             });
             match within {
                 Ok((with_it, grant)) => {
                     openings = with_it;
-                    accepted.push((added.id, Box::new(grant)));
+                    judged.accepted.push((added.id, Box::new(grant)));
                 }
-                Err(rejected) => refused.push((added.id, rejected)),
+                Err(Refusal { rejected, not_after }) => {
+                    judged.refused.push((added.id, rejected));
+                    judged.refused_ends.extend(not_after.map(|end| (added.id, end)));
+                }
             }
         }
-        (accepted, refused)
+        judged
     }
 
     fn newer_keys(&self, assignment: &Assignment, left_out: &mut Vec<LeftOut>) -> Option<VerifiedKeys> {
@@ -315,18 +330,15 @@ impl Ledger {
     }
 }
 
-fn judge(
-    id: GrantId,
-    envelope: &SignedGrant,
+fn authenticate(
+    added: &Assigned,
     keys: Option<&VerifiedKeys>,
     machine: MachineId,
-    ceiling: Option<&Ceiling>,
-    latest: Timestamp,
-) -> Result<VerifiedGrant, GrantRejected> {
+) -> Result<AuthenticGrant, GrantRejected> {
     let keys = keys.ok_or(GrantRejected::NoKeys)?;
-    let grant = envelope.verify(keys, machine, ceiling, latest)?;
-    if grant.grant().id == id {
-        Ok(grant)
+    let authentic = added.envelope.authenticate(keys, machine)?;
+    if authentic.grant().id == added.id {
+        Ok(authentic)
     } else {
         let why = "the assignment names it by another id".to_string();
         Err(EnvelopeRejected::PayloadMalformed(why).into())
@@ -356,7 +368,25 @@ fn fix(grant: VerifiedGrant, latest: Timestamp, now: BootTime) -> Accepted {
     }
 }
 
-type Judged = (Vec<(GrantId, Box<Accepted>)>, Vec<(GrantId, GrantRejected)>);
+struct Refusal {
+    rejected: GrantRejected,
+    /// See [`super::Entry::Refused`].
+    not_after: Option<Timestamp>,
+}
+
+impl From<GrantRejected> for Refusal {
+    fn from(rejected: GrantRejected) -> Self {
+        let not_after = None;
+        Self { rejected, not_after }
+    }
+}
+
+#[derive(Default)]
+struct Judged {
+    accepted: Vec<(GrantId, Box<Accepted>)>,
+    refused: Vec<(GrantId, GrantRejected)>,
+    refused_ends: Vec<(GrantId, Timestamp)>,
+}
 
 fn record(
     generation: Generation,
@@ -364,8 +394,7 @@ fn record(
     keys: Option<&VerifiedKeys>,
     policy: Option<&VerifiedPolicy>,
     closing: &[(GrantId, Closing)],
-    accepted: &[(GrantId, Box<Accepted>)],
-    refused: &[(GrantId, GrantRejected)],
+    judged: &Judged,
 ) -> AssignedRecord {
     let because = |cause: Closing| {
         closing
@@ -374,7 +403,8 @@ fn record(
             .map(|(id, _)| *id)
     };
     let fallen = because(Closing::NoLongerValid).map(|id| (id, Closing::NoLongerValid.code().to_string()));
-    let refused = refused
+    let refused = judged
+        .refused
         .iter()
         .map(|(id, rejected)| (*id, rejected.code().to_string()));
     AssignedRecord {
@@ -388,8 +418,9 @@ fn record(
             .map(|policy| policy.policy().guarded.clone())
             .unwrap_or_default(),
         removed: because(Closing::Removed).collect(),
-        accepted: accepted.iter().map(|(id, held)| held.kept(*id)).collect(),
+        accepted: judged.accepted.iter().map(|(id, held)| held.kept(*id)).collect(),
         refused: refused.chain(fallen).collect(),
+        refused_ends: judged.refused_ends.clone(),
         revoked: Vec::new(),
         untold: Vec::new(),
     }

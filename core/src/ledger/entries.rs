@@ -37,7 +37,7 @@ impl Entries {
     pub(super) fn accepted(&self, id: GrantId) -> Option<&Accepted> {
         match self.by_id.get(&id)? {
             Entry::Accepted(accepted) => Some(accepted),
-            Entry::Refused(_) => None,
+            Entry::Refused { .. } => None,
         }
     }
 
@@ -185,6 +185,11 @@ impl Index {
         self.moments.remove(&(accepted.start, id));
         self.moments.remove(&(accepted.end(), id));
     }
+}
+
+/// How many of its openings differ: its sources and ports may overlap.
+pub(super) fn count(grant: &Grant) -> usize {
+    openings(grant).collect::<BTreeSet<_>>().len()
 }
 
 pub(super) fn openings(grant: &Grant) -> impl Iterator<Item = OpeningKey> {

@@ -1,7 +1,7 @@
 //! The ledger on disk: what is written, and how it is read back.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -22,6 +22,10 @@ use crate::time::{BootId, BootTime, Timestamp};
 /// One line of the ledger's file, written and read as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "records are made and written one at a time"
+)]
 pub enum Record {
     Assigned(AssignedRecord),
     /// What an assignment took away, at once and whatever else became of it.
@@ -66,6 +70,9 @@ pub struct AssignedRecord {
     pub(super) removed: Vec<GrantId>,
     pub(super) accepted: Vec<Kept>,
     pub(super) refused: Vec<(GrantId, String)>,
+    /// The ends of those of them that must not come back once they were removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) refused_ends: Vec<(GrantId, Timestamp)>,
     /// With `whole`: what was closed before its end, with that end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) revoked: Vec<(GrantId, Timestamp)>,
@@ -143,7 +150,7 @@ pub struct Replayed {
     pub ledger: Ledger,
     /// The last mark on disk, for [`crate::clock::HostClock::new`].
     pub mark: Option<Mark>,
-    /// After a reboot: the record of the new ends, to be written before anything opens.
+    /// After a reboot: the record of the new ends. Nothing opens until [`Ledger::recorded`] has its number.
     pub carried: Option<Record>,
     /// What no longer verified.
     pub left_out: Vec<LeftOut>,
@@ -164,7 +171,7 @@ impl Ledger {
                 .policy
                 .as_ref()
                 .map(|policy| Envelope(policy.envelope().to_vec())),
-            guarded: self.policy_ports().copied().collect(),
+            guarded: self.guarded_for_good(),
             removed: Vec::new(),
             accepted: self.accepted().map(|(id, accepted)| accepted.kept(id)).collect(),
             refused: self
@@ -172,7 +179,15 @@ impl Ledger {
                 .iter()
                 .filter_map(|(id, entry)| match entry {
                     Entry::Accepted(_) => None,
-                    Entry::Refused(code) => Some((id, code.clone())),
+                    Entry::Refused { code, .. } => Some((id, code.clone())),
+                })
+                .collect(),
+            refused_ends: self
+                .entries
+                .iter()
+                .filter_map(|(id, entry)| match entry {
+                    Entry::Accepted(_) => None,
+                    Entry::Refused { not_after, .. } => Some((id, (*not_after)?)),
                 })
                 .collect(),
             revoked: self
@@ -207,6 +222,14 @@ impl Ledger {
             });
         }
         records
+    }
+
+    /// A policy that is on disk with these records ends what those before it guarded.
+    fn guarded_for_good(&self) -> Vec<PortSpan> {
+        match (&self.policy, self.also_until) {
+            (Some(policy), Some(_)) => policy.policy().guarded.clone(),
+            _ => self.policy_ports().copied().collect(),
+        }
     }
 
     /// Rebuilds the ledger from its file. What no longer verifies (keys, machine, ceiling) is refused.
@@ -246,6 +269,10 @@ impl Ledger {
                     for (id, start, end) in ends {
                         ledger.entries.change(id, |accepted| {
                             (accepted.start, accepted.end) = (start, end);
+                            accepted.opened &= start <= carried.at;
+                            if settled {
+                                accepted.reopen(carried.at);
+                            }
                             unsettled.extend((!settled).then_some(id));
                         });
                     }
@@ -323,9 +350,10 @@ impl Ledger {
             self.remove(id);
         }
         self.forget_revoked(assigned.mark.time);
+        let ends: BTreeMap<_, _> = assigned.refused_ends.into_iter().collect();
         for (id, code) in assigned.refused {
             self.owe_receipt(id);
-            self.entries.insert(id, Entry::Refused(code));
+            self.refuse(id, code, ends.get(&id).copied());
         }
         if !assigned.guarded.is_empty() {
             self.also_guarded = assigned.guarded;
@@ -347,32 +375,55 @@ impl Ledger {
             end,
         } in assigned.accepted
         {
-            let entry = match envelope.verify_timeless(&keys, self.machine, ceiling) {
-                Ok(grant) if grant.grant().id == id => Entry::Accepted(Box::new(Accepted {
-                    grant,
-                    is_recorded: true,
-                    start,
-                    end,
-                    wall_end: None,
-                    opened: false,
-                    closed: false,
-                })),
-                Ok(_) => Entry::Refused("PAYLOAD_MALFORMED".to_string()),
-                Err(rejected) => Entry::Refused(rejected.code().to_string()),
+            let authentic = match envelope.authenticate(&keys, self.machine) {
+                Ok(authentic) if authentic.grant().id == id => authentic,
+                Ok(_) => {
+                    self.refuse(id, "PAYLOAD_MALFORMED".to_string(), None);
+                    continue;
+                }
+                Err(rejected) => {
+                    self.refuse(id, rejected.code().to_string(), None);
+                    continue;
+                }
             };
-            self.entries.insert(id, entry);
+            let not_after = authentic.grant().not_after;
+            match authentic.verify_timeless(ceiling) {
+                Ok(grant) => {
+                    let accepted = Accepted {
+                        grant,
+                        is_recorded: true,
+                        start,
+                        end,
+                        wall_end: None,
+                        opened: false,
+                        closed: false,
+                    };
+                    self.entries.insert(id, Entry::Accepted(Box::new(accepted)));
+                }
+                Err(rejected) => self.refuse(id, rejected.code().to_string(), Some(not_after)),
+            }
         }
     }
 
+    /// Nothing opens before the record is on disk: without it the next reboot would count from the same mark.
     fn carry(&mut self, mark: Mark, boot: Boot) -> Record {
         self.entries.change_all(|accepted| {
+            accepted.is_recorded = false;
             accepted.start = boot.now.plus(accepted.start.since(mark.at));
-            accepted.end = boot.now.plus(accepted.end.since(mark.at));
+            accepted.opened &= accepted.start <= boot.now;
+            // What has ended stays ended, although the last mark may be from before.
+            accepted.end = if accepted.closed {
+                boot.now
+            } else {
+                boot.now.plus(accepted.end.since(mark.at))
+            };
         });
-        let ids = self.accepted().map(|(id, _)| id).collect();
+        let ids: BTreeSet<GrantId> = self.accepted().map(|(id, _)| id).collect();
         self.bound_by_wall(&ids, mark.time, boot);
+        let number = self.next_number();
+        self.unrecorded.insert(number, ids.into_iter().collect());
         Record::Carried {
-            number: self.next_number(),
+            number,
             mark: mark.in_boot(boot.id, boot.now),
             ends: self.ends(),
             settled: false,
