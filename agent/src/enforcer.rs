@@ -219,7 +219,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             rules,
             clock,
             time,
-            ledger_lane: Lane::new(ledger.number(), sound.ledger),
+            ledger_lane: Lane::new(ledger.recorded_number(), sound.ledger),
             receipts_lane: Lane::new(outbox.durable(), sound.receipts),
             ledger,
             gate,

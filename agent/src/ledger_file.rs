@@ -49,6 +49,9 @@ impl LedgerFile {
             damage.set_aside = file.give_up(damage.fault, wall);
         }
         let floor = floor.unwrap_or_default();
+        // One that was lost is made again, with the policy's ports, by the next record that must stay.
+        let raised = floor.raised_by(&records.records);
+        let floor = raised.filter(|_| records.damage.is_none()).unwrap_or(floor);
         (Self { path, file, floor }, records)
     }
 
@@ -151,7 +154,12 @@ impl Sink<Record> for LedgerFile {
 /// the policy's ports at the next boot.
 pub fn snapshot(ledger: &Ledger, time: &HostClock, now: BootTime) -> Vec<Record> {
     let Some(mark) = time.mark(now) else {
-        return Vec::new();
+        // There is nothing to keep but the count, so that reading it isn't another loss.
+        return vec![Record::Removed {
+            number: ledger.number(),
+            early: true,
+            ids: Vec::new(),
+        }];
     };
     let mut records = ledger.clone().without_grants().snapshot(mark);
     records.extend(ledger.snapshot(mark));

@@ -40,7 +40,7 @@ pub fn recall(state: &StateDir, enrollment: &Enrollment, rules: &HostRules, boot
         if let Err(error) = sink.rewrite(&snapshot(&ledger, &time, boot.now)) {
             tracing::error!(error = %causes(&error), "what is left of the ledger can't be written down");
         }
-        reports.extend(damage_report(state, Some(&damage)));
+        reports.extend(damage_report(state, Some(&damage), &ledger));
         return Recalled {
             ledger,
             time,
@@ -54,7 +54,7 @@ pub fn recall(state: &StateDir, enrollment: &Enrollment, rules: &HostRules, boot
     let replayed = Ledger::replay(
         enrollment.machine_id,
         enrollment.root_key.clone(),
-        found.records.clone(),
+        found.records,
         ceiling,
         boot,
     );
@@ -69,33 +69,25 @@ pub fn recall(state: &StateDir, enrollment: &Enrollment, rules: &HostRules, boot
         tracing::error!(code = left_out.code(), %left_out, "part of the ledger no longer verifies");
         reports.push((left_out.code(), left_out.to_string()));
     }
-    if let Some(carried) = carried
-        && let Err(error) = sink.append(&[carried], true)
-    {
-        tracing::error!(
-            error = %causes(&error),
-            "nothing opens: the ends after the reboot can't be written down"
-        );
-        reports.push((
-            "LEDGER_NOT_WRITTEN",
-            "the ends after a reboot could not be written".to_owned(),
-        ));
-        let (ledger, time) = bare(enrollment, found, boot);
-        return Recalled {
-            ledger,
-            time,
-            sink,
-            fallen,
-            is_bare: true,
-            reports,
-        };
+    match carried.map_or(Ok(()), |carried| sink.append(&[carried], true)) {
+        Ok(()) => ledger.recorded(ledger.number()),
+        Err(error) => {
+            tracing::error!(
+                error = %causes(&error),
+                "no grant opens until the ends after the reboot can be written down"
+            );
+            reports.push((
+                "LEDGER_NOT_WRITTEN",
+                "the ends after a reboot could not be written".to_owned(),
+            ));
+        }
     }
-    ledger.recorded(ledger.number());
     let time = HostClock::new(boot.id, boot.now, mark);
     // Nothing was assigned yet, or nothing since a loss.
     let is_bare = ledger.generation() == Generation::default();
     if is_bare {
-        reports.extend(damage_report(state, None));
+        ledger.also_guard(found.guarded);
+        reports.extend(damage_report(state, None, &ledger));
     }
     Recalled {
         ledger,
@@ -108,12 +100,14 @@ pub fn recall(state: &StateDir, enrollment: &Enrollment, rules: &HostRules, boot
 }
 
 /// Said as long as the server hasn't sent the whole, whoever found the damage.
-fn damage_report(state: &StateDir, damage: Option<&Damage>) -> Option<(&'static str, String)> {
+fn damage_report(state: &StateDir, damage: Option<&Damage>, bare: &Ledger) -> Option<(&'static str, String)> {
     let aside = |fault| Some((fault, state.set_aside(LEDGER, fault)?));
     let aside = aside(Fault::Shortened).or_else(|| aside(Fault::Damaged));
     let fault = damage
         .map(|damage| damage.fault)
-        .or_else(|| aside.as_ref().map(|(fault, _)| *fault))?;
+        .or_else(|| aside.as_ref().map(|(fault, _)| *fault))
+        // It counts, and has nothing: what was lost left no trace.
+        .or_else(|| (bare.number() > 0).then_some(Fault::Damaged))?;
     let (code, was) = match fault {
         Fault::Damaged => ("LEDGER_DAMAGED", "it was damaged"),
         Fault::Shortened => ("LEDGER_SHORTENED", "its end was lost"),
@@ -125,7 +119,8 @@ fn damage_report(state: &StateDir, damage: Option<&Damage>) -> Option<(&'static 
     Some((code, format!("the ledger can't be trusted: {why}{kept}")))
 }
 
-/// Keys and policy prove themselves by their signatures; without a ceiling no grant comes along.
+/// Keys and policy prove themselves by their signatures; without a ceiling no grant comes along. What was revoked
+/// stays known.
 pub(crate) fn bare(enrollment: &Enrollment, found: Records, boot: Boot) -> (Ledger, HostClock) {
     let replayed = Ledger::replay(
         enrollment.machine_id,

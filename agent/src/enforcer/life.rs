@@ -139,10 +139,10 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         self.applied(applied, now);
     }
 
-    /// While a grant lives, so that after a reboot it has no more than what remained.
+    /// While a grant lives, so that after a reboot it has no more than what remained, and once after its end.
     fn mark(&mut self, now: BootTime) {
-        self.marked_at = now;
-        if self.ledger.held(now).next().is_some()
+        let before = std::mem::replace(&mut self.marked_at, now);
+        if self.ledger.held(before).next().is_some()
             && let Some(mark) = self.time.mark(now)
         {
             self.record(Record::Marked(mark), 1, true);

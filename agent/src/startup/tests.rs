@@ -73,6 +73,11 @@ fn policy() -> Policy {
     Policy::new(vec![rule.unwrap()]).unwrap()
 }
 
+fn policy_spans() -> Vec<PortSpan> {
+    let MachinePolicy { guarded, .. } = MachinePolicy::new(MACHINE, 1, 1, Some(&policy()), noon());
+    guarded
+}
+
 fn grant(id: u128) -> IssuedGrant {
     let wish = AccessRequest {
         id: RequestId::new(Uuid::from_u128(7)),
@@ -302,6 +307,72 @@ fn a_ledger_flipped_in_the_middle_opens_nothing_and_keeps_the_policy_s_guard() {
             "{position}"
         );
         assert!(again.is_bare && tells_of_damage(&again), "{position}");
+    }
+}
+
+#[test]
+fn a_loss_forgets_no_revoke_that_can_still_be_read() {
+    let Sample { state, bytes, .. } = &sample();
+    let mut bytes = bytes.clone();
+    crate::frames::write(&mut bytes, br#"{"unheard_of":1}"#).unwrap();
+    std::fs::write(state.ledger(), &bytes).unwrap();
+    let revoked = grant(1).grant.id;
+    for _ in 0..2 {
+        let recalled = recall(state, &enrollment(), &rules(), boot(2, 1));
+        assert!(recalled.is_bare && recalled.ledger.was_revoked(revoked));
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_at_the_start_after_a_reboot_loses_no_grant_and_opens_none() {
+    let Sample { state, bytes, .. } = &sample();
+    let in_the_way = state.file("ledger.floor.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let mut recalled = recall(state, &enrollment(), &rules(), boot(2, 1));
+    let open = |recalled: &Recalled| recalled.ledger.ruleset(&rules(), boot(2, 1).now).openings().len();
+    assert_eq!(held(&recalled, boot(2, 1).now), BTreeSet::from([2, 3]));
+    assert!(!recalled.is_bare && !recalled.sink.is_sound());
+    assert_eq!(open(&recalled), 0);
+    assert_eq!(recalled.reports[0].0, "LEDGER_NOT_WRITTEN");
+    assert!(std::fs::read(state.ledger()).unwrap().starts_with(bytes));
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let all = snapshot(&recalled.ledger, &recalled.time, boot(2, 1).now);
+    recalled.sink.rewrite(&all).unwrap();
+    recalled.ledger.recorded(recalled.ledger.number());
+    assert_eq!(open(&recalled), 2);
+}
+
+#[test]
+fn a_lost_floor_comes_back_with_the_policy_s_ports() {
+    let Sample { state, .. } = &sample();
+    let floor = state.file("ledger.floor");
+    std::fs::remove_file(&floor).unwrap();
+    let mut recalled = recall(state, &enrollment(), &rules(), boot(1, 1));
+    let revoke = recalled
+        .ledger
+        .remove_all(vec![grant(2).grant.id], boot(1, 1).now);
+    recalled.sink.append(&[revoke], true).unwrap();
+    assert_eq!(LedgerFile::read(&state.ledger()).guarded, policy_spans());
+}
+
+#[test]
+fn a_ledger_of_garbage_is_told_of_as_such_at_each_start_and_kept() {
+    let Sample { state, .. } = &sample();
+    std::fs::write(state.ledger(), b"garbage").unwrap();
+    for second in 1..4 {
+        let recalled = recall(state, &enrollment(), &rules(), boot(1, second));
+        assert!(recalled.is_bare, "{second}");
+        assert_eq!(recalled.reports[0].0, "LEDGER_DAMAGED", "{second}");
+        assert_eq!(
+            recalled
+                .ledger
+                .ruleset(&rules(), boot(1, second).now)
+                .guarded()
+                .len(),
+            1
+        );
+        let kept = state.set_aside(LEDGER, Fault::Damaged).unwrap();
+        assert_eq!(std::fs::read(kept).unwrap(), b"garbage", "{second}");
     }
 }
 

@@ -39,6 +39,27 @@ fn a_mark_is_written_each_minute_while_a_grant_lives() {
         world.look();
     }
     assert_eq!(marks(&world), 2);
+    for _ in 0..48 {
+        world.after(20);
+        world.look();
+    }
+    let last = world
+        .records
+        .borrow()
+        .iter()
+        .rev()
+        .find_map(|record| match record {
+            Record::Marked(mark) => Some(mark.at),
+            _ => None,
+        });
+    assert!(
+        last.is_some_and(|last| last > BootTime::new(Duration::from_secs(661))),
+        "one follows the end: {last:?}"
+    );
+    let after = marks(&world);
+    world.after(120);
+    world.look();
+    assert_eq!(marks(&world), after);
 }
 
 #[tokio::test]
