@@ -138,7 +138,7 @@ pub(crate) async fn request(
         Patience::Endless => FIRST_WAIT,
     };
     let mut latest = tokio::select! {
-        taken = client.create_access_request(&asked.machines, wish, wait) => taken?,
+        taken = create(&client, &asked.machines, wish, wait) => taken?,
         _ = tokio::signal::ctrl_c() => return Err(Failure::Interrupted),
     };
     spinner.say(&awaited(&latest.outcomes));
@@ -158,6 +158,26 @@ pub(crate) async fn request(
     let exit = verdict(&latest.outcomes);
     show(latest, output)?;
     Ok(exit)
+}
+
+/// Asks anew where this host's address has changed between a try whose answer was lost and the next.
+async fn create(
+    client: &Client,
+    machines: &[MachineRef],
+    wish: Wish,
+    wait: Duration,
+) -> Result<RequestRecord, Failure> {
+    match client.create_access_request(machines, wish.clone(), wait).await {
+        Err(Failure::Refused(refusal)) if refusal.is_from_elsewhere() => {
+            let earlier = refusal.earlier_request().unwrap_or("the earlier request");
+            output::warn(format!(
+                "your address has changed since you asked, so this is asked for anew; what was opened to the \
+                 former address stays open until `nightlatch done {earlier}`"
+            ));
+            client.create_access_request(machines, wish, wait).await
+        }
+        answered => answered,
+    }
 }
 
 #[derive(Serialize)]

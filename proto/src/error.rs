@@ -10,6 +10,11 @@ use crate::convert::InvalidField;
 /// The domain of every reason code in a `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "nightlatch";
 
+/// The reason for which a repeated request is refused whose caller has another address now.
+pub const ASKED_FROM_ELSEWHERE: &str = "REQUEST_FROM_ELSEWHERE";
+/// The metadata that says of an enrolment token that doesn't count whether it is `unknown`, `expired` or `used`.
+pub const TOKEN: &str = "token";
+
 /// A status travels in HTTP/2 trailers, which are small.
 const LONGEST_TEXT: usize = 512;
 const MOST_VIOLATIONS: usize = 8;

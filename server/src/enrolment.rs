@@ -15,7 +15,7 @@ use crate::identity::ca::CertificateAuthority;
 use crate::identity::{Identity, Kind, fingerprint, token};
 use crate::issuer::{deny_waiting, next_generation};
 use crate::policies::{self, end_all};
-use crate::refusal::Refusal;
+use crate::refusal::{BadToken, Refusal};
 use crate::store::machines::{self, Machine, NewMachine, SignedPolicy};
 use crate::store::tokens::Use;
 use crate::store::{Change, Store, StoreError, tokens};
@@ -49,11 +49,18 @@ pub struct Enrolled {
 }
 
 impl Enrolment {
+    /// Whether a token counts. Asked first: whoever has none must not be able to hold up the others' changes.
+    ///
+    /// # Errors
+    /// A token that doesn't count.
+    pub async fn expects(&self, applicant: &Applicant, now: Timestamp) -> Result<(), Refusal> {
+        find(&mut *self.store.read().await?, applicant, now).await?;
+        Ok(())
+    }
+
     /// # Errors
     /// A token that doesn't count, a name that is taken, a certificate request that is none.
     pub async fn enroll(&self, applicant: Applicant, now: Timestamp) -> Result<Enrolled, Refusal> {
-        // Whoever has no token must not be able to hold up the others' changes.
-        find(&mut *self.store.read().await?, &applicant, now).await?;
         let mut change = self.store.change().await?;
         match self.admit(&mut change, &applicant, now).await {
             Ok((enrolled, replaced)) => {
@@ -235,7 +242,7 @@ impl Enrolment {
     }
 }
 
-const USED: Refusal = Refusal::Token("was used before");
+const USED: Refusal = Refusal::Token(BadToken::Used);
 
 /// Hex SHA-256 of what a machine proves itself by.
 fn keys_sha256(key: &[u8], receipt_key: &PublicKey) -> String {
@@ -249,9 +256,9 @@ async fn find(
     now: Timestamp,
 ) -> Result<tokens::Token, Refusal> {
     let token = tokens::find(connection, &token::hash(&applicant.secret)).await?;
-    let token = token.ok_or(Refusal::Token("is not known here"))?;
+    let token = token.ok_or(Refusal::Token(BadToken::Unknown))?;
     if token.expires_at <= now {
-        Err(Refusal::Token("has expired"))
+        Err(Refusal::Token(BadToken::Expired))
     } else {
         Ok(token)
     }

@@ -115,8 +115,9 @@ impl Issuer {
         let request = accept(caller, wish, now);
         let mut change = self.store.change().await?;
         if let Some(repeatable) = &repeatable
-            && let Some(earlier) = self.earlier(&mut change, caller, repeatable).await?
+            && let Some(earlier) = self.earlier(&mut change, &request, repeatable).await?
         {
+            change.commit().await?;
             return Ok(earlier);
         }
         let machines = resolve(&mut change, &named).await?;
@@ -159,15 +160,22 @@ impl Issuer {
     async fn earlier(
         &self,
         change: &mut Change,
-        caller: &Caller,
+        asked: &Request,
         repeatable: &Repeatable,
     ) -> Result<Option<Accepted>, Refusal> {
-        let earlier = requests::find_repeated(change.connection(), &caller.subject, repeatable.id).await?;
+        let earlier = requests::find_repeated(change.connection(), &asked.subject, repeatable.id).await?;
         let Some((request, body)) = earlier else {
             return Ok(None);
         };
         if body != signing::hex(&repeatable.body) {
             return Err(Refusal::RequestIdReused);
+        }
+        // `me` is another address now, for which the earlier grants open nothing.
+        if request.sources != asked.sources {
+            return Err(Refusal::AskedFromElsewhere {
+                request: request.id,
+                sources: listed(&request.sources),
+            });
         }
         let outcomes = requests::outcomes(change.connection(), request.id).await?;
         let machines = outcomes.iter().map(|outcome| outcome.machine);

@@ -72,6 +72,7 @@ impl Policies {
         let mut change = self.store.change().await?;
         let machine = edited(&mut change, which, "name", given).await?;
         if machine.policy.is_none() {
+            change.commit().await?;
             return Err(Refusal::NoPolicy(machine.name));
         }
         self.put(&mut change, &machine, None, now).await?;

@@ -23,6 +23,8 @@ pub enum Refusal {
         "the request_id was used for another request before: give each request its own, and repeat one only unchanged"
     )]
     RequestIdReused,
+    #[error("this was asked for from {sources} before: ask anew with a new request_id")]
+    AskedFromElsewhere { request: RequestId, sources: String },
     #[error("there is no grant {0}")]
     UnknownGrant(GrantId),
     #[error("there is no access request {0}")]
@@ -37,8 +39,8 @@ pub enum Refusal {
     },
     #[error("the policy has changed since etag {given}: read it again, it has etag {current} now")]
     StaleEtag { given: String, current: String },
-    #[error("the enrolment token {0}: create a new one with `nightlatch-server token create`")]
-    Token(&'static str),
+    #[error("the enrolment token {}: create a new one with `nightlatch-server token create`", .0.in_words())]
+    Token(BadToken),
     #[error("the token is for the machine {0} only")]
     TokenForOther(MachineName),
     #[error(
@@ -48,6 +50,33 @@ pub enum Refusal {
     NameTaken(MachineName),
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+}
+
+/// Why an enrolment token doesn't count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadToken {
+    Unknown,
+    Expired,
+    Used,
+}
+
+impl BadToken {
+    /// For programs.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Expired => "expired",
+            Self::Used => "used",
+        }
+    }
+
+    const fn in_words(self) -> &'static str {
+        match self {
+            Self::Unknown => "is not known here",
+            Self::Expired => "has expired",
+            Self::Used => "was used before",
+        }
+    }
 }
 
 /// A denial for one of the machines of a request.

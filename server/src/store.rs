@@ -138,7 +138,8 @@ impl Store {
     }
 }
 
-/// Changes that hold together or not at all.
+/// Changes that hold together or not at all. What is answered from one as done ends with a commit, even where it
+/// has changed nothing: it may have seen what another has done and not yet put on disk.
 pub struct Change {
     turn: Turn,
     events: Vec<Written>,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use nightlatch_proto::error::{Problem, Violation};
+use nightlatch_proto::error::{ASKED_FROM_ELSEWHERE, Problem, Violation};
 use tonic::{Code, Status};
 
 /// A call that the server answered with an error.
@@ -12,6 +12,16 @@ pub(crate) struct Refusal(Problem);
 impl Refusal {
     pub(crate) fn is_unknown(&self) -> bool {
         self.0.code == Code::NotFound
+    }
+
+    /// The answer to an earlier try of this call was lost, and the server sees us at another address now.
+    pub(crate) fn is_from_elsewhere(&self) -> bool {
+        self.0.reason == ASKED_FROM_ELSEWHERE
+    }
+
+    /// The request that the earlier try has made.
+    pub(crate) fn earlier_request(&self) -> Option<&str> {
+        self.0.metadata.get("access_request").map(String::as_str)
     }
 
     /// Worth another attempt a little later.

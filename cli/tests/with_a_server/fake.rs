@@ -244,6 +244,10 @@ impl AccessService for Answers {
             // The answer waits until the connection is gone.
             return std::future::pending().await;
         }
+        if machines.contains(&"machines/moved-1".to_string()) && self.asked.lock().unwrap().len() == 1 {
+            let problem = Problem::new(Code::AlreadyExists, "REQUEST_FROM_ELSEWHERE", "from elsewhere");
+            return Err(problem.with("access_request", "accessRequests/1").into());
+        }
         if machines.contains(&"machines/denied-1".to_string()) {
             let why = "port 22/tcp is not in the machine's policy";
             let message = format!("denied-1: ports[0]: {why}");

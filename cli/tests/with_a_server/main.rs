@@ -92,6 +92,17 @@ fn a_request_whose_answer_is_lost_is_repeated_once_under_the_same_id() {
 }
 
 #[test]
+fn from_another_address_a_request_is_asked_for_anew() {
+    let fake = Fake::start();
+    let output = fake.run(&[&["request", "moved-1", "open-1"][..], &ASK].concat());
+    let says = text(&output.stderr);
+    assert!(says.contains("`nightlatch done accessRequests/1`"), "{says}");
+    let asked = fake.asked();
+    assert!(asked.len() == 2 && asked[0] != asked[1], "{asked:?}");
+    assert!(text(&output.stdout).contains("open-1: open until "));
+}
+
+#[test]
 fn a_refusal_is_exit_1_with_its_reason() {
     let fake = Fake::start();
     let output = fake.run(&[&["request", "denied-1"][..], &ASK].concat());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nightlatch_core::signing::PublicKey;
+use nightlatch_core::signing::{PublicKey, sha256};
 use nightlatch_proto::convert::InvalidField;
 use nightlatch_proto::pb;
 use nightlatch_proto::pb::enrollment_service_server::EnrollmentService;
@@ -30,7 +30,7 @@ impl EnrollmentService for Enrollment {
         &self,
         request: Request<pb::EnrollRequest>,
     ) -> Result<Response<pb::EnrollResponse>, Status> {
-        let address = remote(&request)?.address.to_string();
+        let remote = remote(&request)?;
         let pb::EnrollRequest {
             secret,
             machine_name,
@@ -57,9 +57,13 @@ impl EnrollmentService for Enrollment {
             certificate_request_pem,
             receipt_key: PublicKey::from_spki(&receipt_public_key)
                 .map_err(|error| InvalidField::new("receipt_public_key", error))?,
-            address,
+            address: remote.address.to_string(),
         };
         let (enrolment, now) = (self.enrolment.clone(), self.clock.now());
+        enrolment.expects(&applicant, now).await?;
+        // The store may take longer than anyone is let stay unknown.
+        remote.guest.shows(sha256(applicant.secret.as_bytes()));
+        remote.guest.is_recognised();
         let enrolled = carried_through(async move { enrolment.enroll(applicant, now).await }).await?;
         Ok(Response::new(pb::EnrollResponse {
             machine_id: enrolled.id.to_string(),

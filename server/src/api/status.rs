@@ -1,7 +1,7 @@
 //! From refusals to statuses, once.
 
 use nightlatch_core::request::DenialReason;
-use nightlatch_proto::error::Problem;
+use nightlatch_proto::error::{ASKED_FROM_ELSEWHERE, Problem, TOKEN};
 use tonic::{Code, Status};
 use tracing::error;
 
@@ -25,6 +25,9 @@ impl From<Refusal> for Status {
             Refusal::RequestIdReused => {
                 problem(Code::AlreadyExists, "REQUEST_ID_REUSED").at("request_id", &message)
             }
+            Refusal::AskedFromElsewhere { request, .. } => problem(Code::AlreadyExists, ASKED_FROM_ELSEWHERE)
+                .at("request_id", &message)
+                .with("access_request", format!("accessRequests/{request}")),
             Refusal::UnknownGrant(_) => problem(Code::NotFound, "GRANT_UNKNOWN").at("name", &message),
             Refusal::UnknownRequest(_) => {
                 problem(Code::NotFound, "ACCESS_REQUEST_UNKNOWN").at("name", &message)
@@ -37,7 +40,9 @@ impl From<Refusal> for Status {
                 problem(Code::PermissionDenied, "PERMISSION_MISSING").with("permission", needed.to_string())
             }
             Refusal::StaleEtag { .. } => problem(Code::Aborted, "ETAG_STALE").at("etag", &message),
-            Refusal::Token(_) => problem(Code::PermissionDenied, "TOKEN_INVALID").at("secret", &message),
+            Refusal::Token(why) => problem(Code::PermissionDenied, "TOKEN_INVALID")
+                .at("secret", &message)
+                .with(TOKEN, why.code()),
             Refusal::TokenForOther(name) => problem(Code::PermissionDenied, "TOKEN_FOR_OTHER_NAME")
                 .at("machine_name", &message)
                 .with("machine", name.as_str()),

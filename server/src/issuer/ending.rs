@@ -46,12 +46,12 @@ impl Issuer {
         match grant.state(now) {
             State::Opening | State::Open => {}
             State::Closing => {
-                drop(change);
+                change.commit().await?;
                 // Whoever repeats it wants the host to hear of it.
                 self.fleet.publish(grant.machine);
                 return Ok(());
             }
-            State::Refused | State::Ended => return Ok(()),
+            State::Refused | State::Ended => return Ok(change.commit().await?),
         }
         let machine = machines::by_id(change.connection(), grant.machine).await?;
         let generation = next_generation(&mut change, &machine, now).await?;

@@ -160,8 +160,15 @@ impl Guest {
         self.is_known.load(Ordering::Relaxed)
     }
 
-    /// Counts the connection among those of its certificate. Too many: the oldest goes.
+    /// Counts the connection among those of its certificate, or of the first token that it came with. Too many: the
+    /// oldest goes.
     pub fn shows(&self, certificate: [u8; 32]) {
+        let mut shown = self.certificate.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.is_some() {
+            return;
+        }
+        *shown = Some(certificate);
+        drop(shown);
         let mut crowd = self.guests.crowd();
         let theirs = crowd.certificates.entry(certificate).or_default();
         theirs.insert(self.number, self.cut.clone());
@@ -170,8 +177,6 @@ impl Guest {
         {
             oldest.cancel();
         }
-        drop(crowd);
-        *self.certificate.lock().unwrap_or_else(PoisonError::into_inner) = Some(certificate);
     }
 }
 
@@ -267,6 +272,8 @@ mod tests {
         }
         let cut: Vec<bool> = held.iter().map(|guest| guest.cut.is_cancelled()).collect();
         assert_eq!(cut, [true, false, false]);
+        // Only what is shown first counts.
+        held[2].shows([2; 32]);
         drop(held);
         assert!(guests.crowd().certificates.is_empty() && guests.crowd().sources.is_empty());
     }

@@ -341,3 +341,28 @@ async fn deleting_a_policy_ends_the_machine_s_grants_and_unguards_it() {
     assert!(host.policy.unwrap().policy().guarded.is_empty());
     assert!(host.grants.is_empty());
 }
+
+#[tokio::test]
+async fn ends_that_race_are_each_answered_from_what_is_on_disk() {
+    let Scene {
+        world: _world,
+        alice,
+        attending: _attending,
+        grant,
+        ..
+    } = opened().await;
+    let calls: Vec<_> = (0..16)
+        .map(|_| {
+            let (mut alice, name) = (alice.clone(), grant.clone());
+            tokio::spawn(async move {
+                let wait = Some(seconds(0));
+                let end = pb::EndGrantRequest { name, wait };
+                alice.access.end_grant(end).await.unwrap().into_inner()
+            })
+        })
+        .collect();
+    for call in calls {
+        let grant = call.await.unwrap();
+        assert!(matches!(grant.state(), Closing | Ended), "{:?}", grant.state());
+    }
+}

@@ -21,8 +21,10 @@ async fn a_token_enrols_one_machine_once() {
         (again.code, again.reason.as_str()),
         (Code::PermissionDenied, "TOKEN_INVALID")
     );
+    assert_eq!(again.metadata["token"], "used");
     let made_up = refused(Host::enrol_with(&world, "web-2", "made up").await);
     assert_eq!(made_up.reason, "TOKEN_INVALID");
+    assert_eq!(made_up.metadata["token"], "unknown");
     let mut admin = world.client(&world.admin()).await;
     let machines = admin
         .machines

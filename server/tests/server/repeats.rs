@@ -76,12 +76,44 @@ async fn calls_that_race_under_one_id_make_one_request() {
     let calls: Vec<_> = (0..16)
         .map(|_| {
             let mut alice = alice.clone();
-            tokio::spawn(async move { alice.request(named(&["web-1"], 0)).await.unwrap().name })
+            tokio::spawn(async move { alice.request(named(&["web-1"], 10)).await.unwrap() })
         })
         .collect();
     let mut names = std::collections::BTreeSet::new();
     for call in calls {
-        names.insert(call.await.unwrap());
+        let answer = call.await.unwrap();
+        assert_eq!(answer.outcomes.len(), 1);
+        assert_eq!(answer.outcomes[0].state(), Open);
+        names.insert(answer.name);
     }
     assert_eq!(names.len(), 1);
+}
+
+#[tokio::test]
+async fn from_another_address_a_repeated_request_is_refused_by_name() {
+    let world = World::begin().await;
+    let mut admin = world.client(&world.admin()).await;
+    let _attending = connected(&world, "web-1").await;
+    admin.set_policy("web-1", vec![ssh_rule()]).await;
+    let first = admin.request(named(&["web-1"], 0)).await.unwrap();
+    let elsewhere = "127.0.0.2".parse().unwrap();
+    let mut admin = world.client_from(elsewhere, &world.admin()).await;
+    let refused = admin.request(named(&["web-1"], 0)).await.unwrap_err();
+    assert_eq!(
+        (refused.code, refused.reason.as_str(), refused.field()),
+        (Code::AlreadyExists, "REQUEST_FROM_ELSEWHERE", Some("request_id"))
+    );
+    assert_eq!(refused.metadata["access_request"], first.name);
+    assert!(refused.message.contains("127.0.0.1"), "{}", refused.message);
+    // Where the addresses are spelled out, it is the same from everywhere.
+    let spelled_out = |id: &str| {
+        let mut call = named(&["web-1"], 0);
+        call.request_id = id.to_owned();
+        call.access_request.as_mut().unwrap().sources = vec!["192.0.2.7".to_owned()];
+        call
+    };
+    let id = "3f0a6c1e-8d52-4b7a-9c61-2e5d8f9b7a11";
+    let here = admin.request(spelled_out(id)).await.unwrap();
+    let mut admin = world.client(&world.admin()).await;
+    assert_eq!(admin.request(spelled_out(id)).await.unwrap().name, here.name);
 }

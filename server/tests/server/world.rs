@@ -1,7 +1,7 @@
 //! A server of its own for each test, and the clients to call it.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -69,6 +69,8 @@ pub(crate) struct Credentials {
     pub(crate) certificate: String,
     pub(crate) key: String,
 }
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 impl World {
     pub(crate) async fn begin() -> Self {
@@ -170,7 +172,7 @@ impl World {
         &self,
         credentials: Option<&Credentials>,
     ) -> Result<Channel, tonic::transport::Error> {
-        self.try_channel(self.running.as_ref().unwrap().agents, credentials)
+        self.try_channel(self.running.as_ref().unwrap().agents, credentials, LOOPBACK)
             .await
     }
 
@@ -178,6 +180,7 @@ impl World {
         &self,
         address: SocketAddr,
         credentials: Option<&Credentials>,
+        from: IpAddr,
     ) -> Result<Channel, tonic::transport::Error> {
         let ca = Certificate::from_pem(self.state().read("ca.pem").unwrap());
         let mut tls = ClientTlsConfig::new().ca_certificate(ca).domain_name("localhost");
@@ -189,6 +192,7 @@ impl World {
             .tls_config(tls)?;
         endpoint
             .connect_timeout(SOON)
+            .local_address(Some(from))
             .timeout(Duration::from_secs(70))
             .connect()
             .await
@@ -208,12 +212,14 @@ impl World {
     }
 
     pub(crate) async fn client_at(&self, address: SocketAddr, credentials: &Credentials) -> Client {
-        let channel = self.try_channel(address, Some(credentials)).await.unwrap();
-        Client {
-            access: AccessServiceClient::new(channel.clone()),
-            machines: MachineServiceClient::new(channel.clone()),
-            audit: AuditServiceClient::new(channel),
-        }
+        let channel = self.try_channel(address, Some(credentials), LOOPBACK).await;
+        Client::over(channel.unwrap())
+    }
+
+    /// Seen at another address.
+    pub(crate) async fn client_from(&self, from: IpAddr, credentials: &Credentials) -> Client {
+        let channel = self.try_channel(self.people(), Some(credentials), from).await;
+        Client::over(channel.unwrap())
     }
 
     /// A requester, and an administrator.
@@ -231,6 +237,14 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    fn over(channel: Channel) -> Self {
+        Self {
+            access: AccessServiceClient::new(channel.clone()),
+            machines: MachineServiceClient::new(channel.clone()),
+            audit: AuditServiceClient::new(channel),
+        }
+    }
+
     pub(crate) async fn set_policy(&mut self, machine: &str, rules: Vec<pb::PortRule>) -> pb::Policy {
         let policy = pb::Policy {
             name: format!("machines/{machine}/policy"),
