@@ -10,7 +10,7 @@ use nightlatch_core::id::{InstallationId, InvalidId, MachineId, MachineName};
 use nightlatch_core::identity::{Identity, Kind};
 use nightlatch_core::signing::{InvalidKey, PublicKey, SigningKey, hex, sha256};
 use nightlatch_core::time::Timestamp;
-use nightlatch_proto::error::Problem;
+use nightlatch_proto::error::{Problem, TOKEN as TOKEN_STATE};
 use nightlatch_proto::pb;
 use nightlatch_proto::pb::enrollment_service_client::EnrollmentServiceClient;
 use nix::errno::Errno;
@@ -37,6 +37,8 @@ const MOST_ADDRESSES: usize = 16;
 
 /// The SHA-256 of the secret that a draft's keys were made for.
 const TOKEN: &str = "token.sha256";
+/// The name that was asked for with it.
+const NAME: &str = "machine.name";
 
 /// Why this host did not join. Nothing is left behind, except where it may be taken in already.
 #[derive(Debug, thiserror::Error)]
@@ -78,12 +80,39 @@ pub enum NotEnrolled {
         #[source]
         reason: Box<Self>,
     },
+    #[error(
+        "an earlier try with another token may have had this machine taken in, with the keys kept in {}: enrol \
+         with that token to continue it, or remove that directory to begin anew", .0.display()
+    )]
+    OtherToken(PathBuf),
+    #[error(
+        "--name: an earlier try with this token may have had this machine taken in as {name}, with the keys kept in \
+         {}: enrol with --name {name} to continue it, or remove that directory to begin anew", kept.display()
+    )]
+    OtherName { name: MachineName, kept: PathBuf },
+    #[error(
+        "the keys of an earlier try, with which this machine may have been taken in, stay in {}: remove that \
+         directory to begin anew", kept.display()
+    )]
+    StillKept {
+        kept: PathBuf,
+        #[source]
+        reason: Box<Self>,
+    },
     #[error("another enrolment is under way in {}: wait for its end", .0.display())]
     UnderWay(PathBuf),
     #[error("the server refused ({}): {}", .0.reason, .0.message)]
     Refused(Problem),
     #[error("the server's answer does not fit ({0}): update agent and server to the same version")]
     BadAnswer(&'static str),
+    #[error(
+        "cannot read {}, which an earlier try has left: remove its directory to begin anew", path.display()
+    )]
+    Kept {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot write {}", path.display())]
     Disk {
         path: PathBuf,
@@ -106,15 +135,22 @@ pub async fn enroll(
     let name = machine_name(name)?;
     check_free(state)?;
     let mut draft = Draft::open(state.path())?;
-    let keys = draft.keys(&token)?;
+    let keys = draft.keys(&token, &name)?;
+    let was_kept = draft.is_kept;
     let channel = connect(&token).await?;
     // From here on the server may have taken the machine in, whatever comes of it here.
     draft.is_kept = true;
     let joined = match join(channel, &token, &name, &keys, now, &draft).await {
         Ok(joined) => joined,
-        Err(error) if error.is_final() => {
+        Err(error) if error.says_that_nobody_joins() || (error.is_final() && !was_kept) => {
             draft.is_kept = false;
             return Err(error);
+        }
+        Err(error) if error.is_final() => {
+            return Err(NotEnrolled::StillKept {
+                kept: draft.folder.clone(),
+                reason: Box::new(error),
+            });
         }
         Err(error) => {
             return Err(NotEnrolled::Unfinished {
@@ -167,6 +203,17 @@ impl NotEnrolled {
                 | Code::Unauthenticated
                 | Code::Unimplemented
         )
+    }
+}
+
+impl NotEnrolled {
+    /// Whether no try with this token can bring anything any more.
+    fn says_that_nobody_joins(&self) -> bool {
+        let Self::Refused(problem) = self else {
+            return false;
+        };
+        let token = problem.metadata.get(TOKEN_STATE).map(String::as_str);
+        matches!(token, Some("unknown" | "expired"))
     }
 }
 
@@ -415,10 +462,10 @@ impl Draft {
         Ok(draft)
     }
 
-    /// The keys that an earlier try with this token has left, or new ones.
-    fn keys(&mut self, token: &Token) -> Result<Keys, NotEnrolled> {
+    /// The keys that an earlier try with this token and name has left, or new ones.
+    fn keys(&mut self, token: &Token, name: &MachineName) -> Result<Keys, NotEnrolled> {
         let secret = hex(&sha256(token.secret.as_bytes()));
-        if let Some(keys) = self.kept_keys(&secret) {
+        if let Some(keys) = self.kept_keys(&secret, name)? {
             info!(folder = %self.folder.display(), "continuing an enrolment whose answer was lost, with its keys");
             return Ok(keys);
         }
@@ -427,23 +474,45 @@ impl Draft {
         self.write(KEY, keys.tls.serialize_pem().as_bytes())?;
         let pem = Zeroizing::new(keys.receipt.to_pem().map_err(NotEnrolled::ReceiptKey)?);
         self.write(RECEIPT_KEY, pem.as_bytes())?;
+        self.write(NAME, name.as_str().as_bytes())?;
+        // Last: with it the keys count as kept.
         self.write(TOKEN, secret.as_bytes())?;
         Ok(keys)
     }
 
-    fn kept_keys(&self, secret: &str) -> Option<Keys> {
-        let read = |name| fs::read_to_string(self.folder.join(name)).ok();
-        if read(TOKEN)? != secret {
-            return None;
+    /// `None`: there are none. Those of another token or name are left alone.
+    fn kept_keys(&self, secret: &str, name: &MachineName) -> Result<Option<Keys>, NotEnrolled> {
+        if !self.is_kept {
+            return Ok(None);
         }
-        let (tls, receipt) = (
-            read(KEY).map(Zeroizing::new)?,
-            read(RECEIPT_KEY).map(Zeroizing::new)?,
-        );
-        Some(Keys {
-            tls: KeyPair::from_pem(&tls).ok()?,
-            receipt: SigningKey::from_pem(&receipt).ok()?,
-        })
+        if self.kept(TOKEN)?.as_str() != secret {
+            return Err(NotEnrolled::OtherToken(self.folder.clone()));
+        }
+        let unusable = |file| NotEnrolled::Kept {
+            path: self.folder.join(file),
+            source: io::ErrorKind::InvalidData.into(),
+        };
+        let kept_name: MachineName = self.kept(NAME)?.parse().ok().ok_or_else(|| unusable(NAME))?;
+        if kept_name != *name {
+            return Err(NotEnrolled::OtherName {
+                name: kept_name,
+                kept: self.folder.clone(),
+            });
+        }
+        let tls = KeyPair::from_pem(&self.kept(KEY)?);
+        let receipt = SigningKey::from_pem(&self.kept(RECEIPT_KEY)?);
+        Ok(Some(Keys {
+            tls: tls.ok().ok_or_else(|| unusable(KEY))?,
+            receipt: receipt.ok().ok_or_else(|| unusable(RECEIPT_KEY))?,
+        }))
+    }
+
+    fn kept(&self, file: &str) -> Result<Zeroizing<String>, NotEnrolled> {
+        let path = self.folder.join(file);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Zeroizing::new(text)),
+            Err(source) => Err(NotEnrolled::Kept { path, source }),
+        }
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), NotEnrolled> {
@@ -463,7 +532,9 @@ impl Draft {
         fs::rename(&self.folder, &self.place).map_err(disk)?;
         self.done = true;
         // Without it nothing is missing.
-        drop(fs::remove_file(self.place.join(TOKEN)));
+        for file in [TOKEN, NAME] {
+            drop(fs::remove_file(self.place.join(file)));
+        }
         state::sync_folder_of(&self.place).map_err(|source| NotEnrolled::Disk {
             path: self.place.clone(),
             source,
@@ -501,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_kept_for_the_same_token_and_for_no_other() {
+    fn kept_keys_are_for_the_same_token_and_name_and_survive_any_other() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("state");
         std::os::unix::fs::symlink("/nonexistent", folder.path().join("state.joining")).unwrap();
@@ -514,15 +585,21 @@ mod tests {
         };
         let public = |keys: &Keys| (keys.tls.subject_public_key_info(), keys.receipt.public());
         let mut draft = Draft::open(&place).unwrap();
-        let first = public(&draft.keys(&token("one")).unwrap());
+        let (web, db): (MachineName, MachineName) = ("web-1".parse().unwrap(), "db-1".parse().unwrap());
+        let first = public(&draft.keys(&token("one"), &web).unwrap());
         assert!(matches!(Draft::open(&place), Err(NotEnrolled::UnderWay(_))));
         draft.is_kept = true;
         drop(draft);
         let mut draft = Draft::open(&place).unwrap();
-        assert_eq!(public(&draft.keys(&token("one")).unwrap()), first);
+        assert_eq!(public(&draft.keys(&token("one"), &web).unwrap()), first);
         drop(draft);
         let mut draft = Draft::open(&place).unwrap();
-        assert_ne!(public(&draft.keys(&token("two")).unwrap()), first);
+        let error = draft.keys(&token("two"), &web).err().unwrap();
+        assert!(matches!(error, NotEnrolled::OtherToken(_)), "{error}");
+        let error = draft.keys(&token("one"), &db).err().unwrap();
+        assert!(error.to_string().contains("--name web-1"), "{error}");
+        assert_eq!(public(&draft.keys(&token("one"), &web).unwrap()), first);
+        draft.is_kept = false;
         drop(draft);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
