@@ -118,13 +118,21 @@ impl TryFrom<RawLimits> for Limits {
             default.grants.per_machine,
             most_grants,
         )?;
+        let connections = places("connections", connections, default.connections)?;
+        let per_address = places(
+            "connections_per_address",
+            connections_per_address,
+            default.connections_per_address.min(connections),
+        )?;
+        if per_address > connections {
+            return Err(format!(
+                "`limits.connections_per_address`: {per_address} is more than `limits.connections`, {connections}: \
+                 write at most that"
+            ));
+        }
         Ok(Self {
-            connections: places("connections", connections, default.connections)?,
-            connections_per_address: places(
-                "connections_per_address",
-                connections_per_address,
-                default.connections_per_address,
-            )?,
+            connections,
+            connections_per_address: per_address,
             agent_connections: places("agent_connections", agent_connections, default.agent_connections)?,
             grants: Bounds {
                 per_caller: number(
@@ -259,6 +267,8 @@ mod tests {
         assert_eq!(ServerConfig::parse(""), Ok(ServerConfig::default()));
         let config = ServerConfig::parse("listen = '127.0.0.1:1'\nlog = 'debug'\nstate = '/s'").unwrap();
         assert_eq!((config.listen.port(), config.log), (1, Level::DEBUG));
+        let config = ServerConfig::parse("[limits]\nconnections = 10").unwrap();
+        assert_eq!(config.limits.connections_per_address, 10);
         let config = ServerConfig::parse("[limits]\ngrants_per_caller_and_machine = 7").unwrap();
         assert_eq!(
             (config.limits.grants.per_caller, config.limits.grants.per_machine),
@@ -285,6 +295,10 @@ mod tests {
             (
                 "[limits]\nconnections_per_address = -1",
                 "connections_per_address",
+            ),
+            (
+                "[limits]\nconnections = 10\nconnections_per_address = 11",
+                "`limits.connections_per_address`: 11 is more than",
             ),
             ("[limits]\nagent_connections = 'many'", "agent_connections"),
             (

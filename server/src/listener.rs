@@ -1,5 +1,5 @@
-//! Accepting connections: so many at a time, handshakes in a bounded number and time and never in the way of the
-//! next, and nobody stays who doesn't say who they are.
+//! Accepting connections: so many at a time, handshakes in a bounded time and never in the way of the next, and
+//! nobody stays who doesn't say who they are.
 
 pub mod descriptors;
 pub mod guests;
@@ -12,13 +12,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nightlatch_core::signing::sha256;
+use nix::errno::Errno;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -31,7 +32,8 @@ use self::guests::{Guest, Guests};
 use crate::api::door::Listener;
 
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-const MOST_HANDSHAKES: usize = 1024;
+/// Connections that are about to be served.
+const MOST_READY: usize = 1024;
 /// From the handshake to the first call of someone who may.
 const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 /// Then those are cut off of whom nobody is known, when the server stops.
@@ -192,7 +194,7 @@ pub fn accept(
     guests: Arc<Guests>,
     stopping: CancellationToken,
 ) -> ReceiverStream<io::Result<Connection>> {
-    let (sender, receiver) = mpsc::channel(MOST_HANDSHAKES);
+    let (sender, receiver) = mpsc::channel(MOST_READY);
     let acceptor = TlsAcceptor::from(Arc::new(config));
     tokio::spawn(async move {
         tokio::select! {
@@ -212,10 +214,8 @@ async fn accept_all(
     guests: &Arc<Guests>,
     sender: &mpsc::Sender<io::Result<Connection>>,
 ) {
-    let handshakes = Arc::new(Semaphore::new(MOST_HANDSHAKES));
     let (mut out_of_descriptors, mut full) = (Seldom::default(), Seldom::default());
     loop {
-        let permit = handshakes.clone().acquire_owned().await;
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let Some(guest) = guests.enter(peer.ip()) else {
@@ -227,12 +227,9 @@ async fn accept_all(
                     continue;
                 };
                 let (acceptor, sender) = (acceptor.clone(), sender.clone());
-                tokio::spawn(async move {
-                    handshake(stream, acceptor, guest, sender).await;
-                    drop(permit);
-                });
+                tokio::spawn(handshake(stream, acceptor, guest, sender));
             }
-            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) if !is_of_the_system(&error) => debug!(%error, "a connection was lost"),
             Err(error) => {
                 guests.dismiss_one();
                 if out_of_descriptors.is_due() {
@@ -244,12 +241,12 @@ async fn accept_all(
     }
 }
 
-/// The next one may well succeed.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+/// Where the system has no room; all else is trouble of one connection (accept(2)), and the next may succeed.
+fn is_of_the_system(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+        errno,
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
     )
 }
 

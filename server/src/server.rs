@@ -64,6 +64,8 @@ const CALLS_PER_CONNECTION: u32 = 64;
 /// A machine's newest stream counts alone.
 const STREAMS_PER_AGENT: u32 = 4;
 const CONNECTIONS_PER_MACHINE: usize = 4;
+/// A command has one while it runs; nobody's may take up all places.
+const CONNECTIONS_PER_PERSON: usize = 64;
 /// Whose health can be asked for; empty: the server's as a whole.
 const HEALTHY: [&str; 6] = [
     "",
@@ -356,7 +358,7 @@ fn places(listener: Listener, limits: &Limits) -> Arc<Guests> {
         Listener::People => Places {
             all: limits.connections,
             per_address: limits.connections_per_address,
-            per_certificate: limits.connections,
+            per_certificate: CONNECTIONS_PER_PERSON,
         },
         // All may be behind one address, and each shows its certificate.
         Listener::Agents => Places {

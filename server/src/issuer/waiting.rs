@@ -122,10 +122,9 @@ impl Issuer {
         machine: &Machine,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        for request in requests::waiting_for(change.connection(), machine.id).await? {
-            if has_lapsed(&request, now) {
-                settle(change, machine, &request, &has_waited_too_long(), now).await?;
-            }
+        let lapsed = requests::waiting_since(change.connection(), machine.id, not_lapsed_after(now)).await?;
+        for request in lapsed {
+            settle(change, machine, &request, &has_waited_too_long(), now).await?;
         }
         Ok(())
     }

@@ -244,6 +244,25 @@ pub async fn waiting_for(
     rows.iter().map(request).collect()
 }
 
+/// Those that were asked for up to a moment.
+pub async fn waiting_since(
+    connection: &mut AnyConnection,
+    machine: MachineId,
+    until: Timestamp,
+) -> Result<Vec<Request>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT requests.id, subject, created_at, wish
+         FROM outcomes JOIN requests ON requests.id = outcomes.request
+         WHERE outcomes.machine = $1 AND outcomes.state = 'waiting' AND created_at <= $2
+         ORDER BY requests.id",
+    )
+    .bind(machine.to_string())
+    .bind(until.micros())
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(request).collect()
+}
+
 /// Which requests are listed.
 pub struct Filter {
     pub machine: Option<MachineId>,

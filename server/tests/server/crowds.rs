@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nightlatch_core::rights::Role;
 use nightlatch_proto::pb;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -44,6 +45,44 @@ async fn one_address_holds_so_many_connections_and_the_newest_stays() {
     admin.machines.list_machines(list()).await.unwrap();
     let mut another = world.client(&world.admin()).await;
     another.machines.list_machines(list()).await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_says_nothing_holds_up_nobody() {
+    let world = World::begin().await;
+    let mut held = Vec::new();
+    for _ in 0..world.config.limits.connections_per_address + 50 {
+        held.push(TcpStream::connect(world.people()).await.unwrap());
+    }
+    let admitted = async {
+        let mut admin = world.client(&world.admin()).await;
+        let list = pb::ListMachinesRequest::default();
+        admin.machines.list_machines(list).await.unwrap();
+    };
+    // Sooner than their handshakes end by themselves.
+    tokio::time::timeout(Duration::from_secs(5), admitted)
+        .await
+        .unwrap();
+    drop(held);
+}
+
+#[tokio::test]
+async fn of_one_person_the_newest_connections_stay_and_others_get_in() {
+    let mut world = World::begin().await;
+    world.stop().await;
+    world.config.limits.connections = 70;
+    world.start().await;
+    let list = pb::ListMachinesRequest::default;
+    let reader = world.person("reader", &[Role::Reader]).await;
+    let mut held = Vec::new();
+    for _ in 0..80 {
+        let mut client = world.client(&reader).await;
+        client.machines.list_machines(list()).await.unwrap();
+        held.push(client);
+    }
+    let mut admin = world.client(&world.admin()).await;
+    admin.machines.list_machines(list()).await.unwrap();
+    held[79].machines.list_machines(list()).await.unwrap();
 }
 
 #[tokio::test]

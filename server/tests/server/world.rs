@@ -165,7 +165,9 @@ impl World {
     }
 
     pub(crate) async fn channel_to_people(&self, credentials: Option<&Credentials>) -> Channel {
-        self.try_channel(self.people(), credentials).await.unwrap()
+        self.try_channel(self.people(), credentials, LOOPBACK)
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn try_channel_to_agents(
