@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nightlatch_core::time::Timestamp;
+use nix::fcntl::OFlag;
 
 use crate::causes::causes;
 use crate::frames::{self, Ending, PayloadTooLong};
@@ -129,7 +130,11 @@ pub fn read(path: &Path, header: &'static [u8]) -> Found {
 
 fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.read_to_end(&mut bytes)?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(path)?;
+    file.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -197,7 +202,12 @@ impl FrameFile {
     fn reopen(&mut self, sound: usize, cut: bool) -> Result<(), NotWritten> {
         let length = u64::try_from(sound).unwrap_or(u64::MAX);
         let open = || -> io::Result<File> {
-            let file = OpenOptions::new().append(true).mode(0o600).open(&self.path)?;
+            // The folder may be another user's, who could point root to any file of the host.
+            let flags = OFlag::O_NOFOLLOW.bits();
+            let file = OpenOptions::new()
+                .append(true)
+                .custom_flags(flags)
+                .open(&self.path)?;
             if cut {
                 file.set_len(length)?;
             }
@@ -312,6 +322,19 @@ mod tests {
 
     fn open(path: &Path) -> (FrameFile, Found) {
         FrameFile::open(path.to_owned(), HEADER, wall())
+    }
+
+    #[test]
+    fn a_link_is_neither_followed_nor_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let other = folder.path().join("other");
+        let torn = [HEADER, b"torn"].concat();
+        std::fs::write(&other, &torn).unwrap();
+        let path = folder.path().join("file");
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        let (file, found) = open(&path);
+        assert!(found.damage.is_some() && !file.is_sound());
+        assert_eq!(std::fs::read(&other).unwrap(), torn);
     }
 
     #[test]
