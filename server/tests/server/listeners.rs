@@ -3,7 +3,7 @@ use nightlatch_proto::pb;
 use tonic::{Code, Status};
 
 use crate::host::{Host, Link};
-use crate::world::{World, problem};
+use crate::world::{SOON, World, problem};
 
 fn reason<T>(result: Result<T, Status>) -> (Code, String) {
     let problem = problem(&result.err().expect("it was let in"));
@@ -261,7 +261,8 @@ async fn stopping_does_not_wait_for_streams_that_others_hold_open() {
     assert_eq!(health.message().await.unwrap().unwrap().status, 1);
     world.stop().await;
     // Told, not cut off.
-    assert_eq!(health.message().await.unwrap(), None);
+    let end = tokio::time::timeout(SOON, health.message()).await.unwrap();
+    assert_eq!(end.unwrap(), None);
 
     world.start().await;
     let channel = world.channel_to_people(None).await;
