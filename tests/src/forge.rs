@@ -75,13 +75,20 @@ impl Forge {
             "UPDATE machines SET generation = generation + 1 WHERE id = $1",
             std::slice::from_ref(&machine),
         )?;
+        let bytes = i64::try_from(envelope.len()).context("an envelope beyond 63 bits")?;
         let planted = database.execute(
             "INSERT INTO grants (id, machine, request, subject, sources, ports, envelope, not_before, not_after,
-               added_generation)
-             SELECT $1, machine, request, subject, sources, ports, $2, not_before, not_after,
+               leaves_at, added_generation)
+             SELECT $1, machine, request, subject, sources, ports, $2, not_before, not_after, not_after,
                (SELECT generation FROM machines WHERE id = $3)
              FROM grants WHERE id = $4",
             &[Bind::Text(id.to_owned()), Bind::Bytes(envelope), machine, Bind::Text(like.to_owned())],
+        )?;
+        database.execute(
+            "INSERT INTO held (machine, subject, grants, bytes, waiting)
+             SELECT machine, subject, 1, $1, 0 FROM grants WHERE id = $2
+             ON CONFLICT (machine, subject) DO UPDATE SET grants = held.grants + 1, bytes = held.bytes + excluded.bytes",
+            &[Bind::Number(bytes), Bind::Text(id.to_owned())],
         )?;
         anyhow::ensure!(planted == 1, "there is no grant {like} to plant another like it");
         Ok(())
