@@ -147,7 +147,7 @@ fn a_revoked_grant_that_a_thief_publishes_again_stays_shut() -> Result<()> {
         let mut database = Database::open(lab.control())?;
         let renewed = database.execute(
             "UPDATE grants SET removed_generation = NULL, ended_at = NULL, ended_by = NULL, end_reason = NULL,
-               opened_at = NULL, closed_at = NULL, close_reason = NULL,
+               opened_at = NULL, closed_at = NULL, close_reason = NULL, leaves_at = not_after,
                added_generation = (SELECT generation + 1 FROM machines)
              WHERE id = $1",
             &[Bind::Text(revoked.clone())],
