@@ -280,16 +280,21 @@ impl Firewall {
         }
     }
 
-    /// Whether the kernel's table has the chains, rules and sets of `wanted`, whoever made it. What the sets hold is
-    /// for [`Self::read`] to say.
+    /// What the kernel holds now, whoever wrote it, and whether it has the chains, rules and sets of `wanted`; `None`
+    /// if there is no table of ours.
     ///
     /// # Errors
     /// The table could not be read.
-    pub fn has_structure_of(&mut self, wanted: &Ruleset) -> Result<bool, FirewallError> {
-        // A length that is no longer in use may keep its set.
-        let lengths = reading::prefix_lengths(&mut self.netlink)?;
-        let table = Table::with_lengths(wanted, &lengths);
-        reading::has_structure(&mut self.netlink, &table)
+    pub fn read_beside(&mut self, wanted: &Ruleset) -> Result<Option<(TableState, bool)>, FirewallError> {
+        reading::at_one_moment(&mut self.netlink, |netlink| {
+            let Some(found) = reading::state(netlink)? else {
+                return Ok(None);
+            };
+            // A length that is no longer in use may keep its set.
+            let lengths = reading::prefix_lengths(netlink)?;
+            let table = Table::with_lengths(wanted, &lengths);
+            Ok(Some((found, reading::has_structure(netlink, &table)?)))
+        })
     }
 
     /// What the kernel holds now, whoever wrote it; `None` if there is no table of ours.
@@ -297,7 +302,7 @@ impl Firewall {
     /// # Errors
     /// The table could not be read.
     pub fn read(&mut self) -> Result<Option<TableState>, FirewallError> {
-        reading::state(&mut self.netlink)
+        reading::at_one_moment(&mut self.netlink, reading::state)
     }
 
     /// Takes the table away, and with it every guard. Nothing happens if there is none.

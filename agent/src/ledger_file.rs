@@ -55,9 +55,11 @@ impl LedgerFile {
         (Self { path, file, floor }, records)
     }
 
-    /// Looks at it without changing anything.
+    /// Looks at it without changing anything, also while an agent writes it.
     pub fn read(path: &Path) -> Records {
-        Records::new(frame_file::read(path, HEADER), &Floor::read(path))
+        // First: it is raised after the records that it counts.
+        let floor = Floor::read(path);
+        Records::new(frame_file::read(path, HEADER), &floor)
     }
 
     fn raise_floor(&mut self, records: &[Record]) -> Result<(), NotWritten> {

@@ -23,7 +23,7 @@ use nightlatch_agent::inspection::Inspection;
 use nightlatch_agent::lockdown::{LockedDown, lockdown};
 use nightlatch_agent::ruleset_text::write_ruleset;
 use nightlatch_agent::state::StateDir;
-use nightlatch_agent::status::{Status, write_status};
+use nightlatch_agent::status::{status, write_status};
 use nightlatch_agent::verify::{verify, write_verdict};
 use nightlatch_agent::{enroll, firewall, run};
 use nightlatch_core::host::HostRules;
@@ -82,9 +82,7 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
             .map_err(Into::into),
         Verb::Lockdown => shut(Some(&config.rules), &state),
         Verb::Status { output } => {
-            let inspection = inspect(config, &state)?;
-            let wanted = inspection.ruleset();
-            let status = Status::of(inspection, &state);
+            let (status, wanted) = status(&config.rules, &state, &SystemClock::new()?);
             let answer = match output {
                 Output::Text => text(|text| write_status(text, &status, &wanted))?,
                 Output::Json => json(&status)?,

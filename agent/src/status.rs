@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use nightlatch_core::host::HostRules;
 use nightlatch_core::ledger::Held;
 use nightlatch_core::prefix::Prefix;
 use nightlatch_core::ruleset::{End, OpeningKey, Ruleset};
@@ -10,6 +11,7 @@ use nightlatch_core::time::{BootTime, Timestamp, format_iso8601};
 use serde::Serialize;
 
 use crate::causes::causes;
+use crate::clock::Clock;
 use crate::firewall::{Firewall, FirewallError, TableState, ends_early_by};
 use crate::inspection::Inspection;
 use crate::ruleset_text::ports;
@@ -17,6 +19,9 @@ use crate::state::{StateDir, StateError};
 
 /// Reading takes a moment, in which ends move.
 const TOLERANCE: Duration = Duration::from_secs(2);
+
+/// After which it is looked again while an agent works: what is in the ledger may be on its way to the kernel.
+const PAUSES_MS: [u64; 7] = [10, 30, 60, 100, 200, 500, 900];
 
 /// Everything `status` knows; its JSON is for programs.
 #[derive(Clone, Debug, Serialize)]
@@ -99,28 +104,51 @@ pub enum GrantState {
     Ahead,
 }
 
-impl Status {
-    pub fn of(inspection: Inspection, state: &StateDir) -> Self {
+/// What is so, and what should be in the kernel. While an agent works, trouble counts only if it lasts.
+pub fn status(rules: &HostRules, state: &StateDir, clock: &impl Clock) -> (Status, Ruleset) {
+    settled(|| {
+        let was_running = state.is_locked().unwrap_or(false);
+        let inspection = Inspection::of(rules.clone(), state, clock.boot());
         let wanted = inspection.ruleset();
+        let status = Status::of(inspection, &wanted, state);
+        let is_final = status.is_sound() || !(was_running || status.agent_running);
+        ((status, wanted), is_final)
+    })
+}
+
+fn settled<T>(mut look: impl FnMut() -> (T, bool)) -> T {
+    for pause in PAUSES_MS {
+        let (seen, is_final) = look();
+        if is_final {
+            return seen;
+        }
+        std::thread::sleep(Duration::from_millis(pause));
+    }
+    look().0
+}
+
+impl Status {
+    fn of(inspection: Inspection, wanted: &Ruleset, state: &StateDir) -> Self {
         let now = inspection.boot.now;
         let mut problems = inspection.problems.clone();
+        let (table, found) = match read_table(wanted) {
+            Ok(read) => {
+                let (found, has_structure) = read.unzip();
+                let table = compare(wanted, found.as_ref(), now);
+                let is_hollow = table == TableStatus::InPlace && has_structure == Some(false);
+                (if is_hollow { TableStatus::Differs } else { table }, found)
+            }
+            Err(error) => {
+                problems.push(format!("the kernel's table can't be read: {}", causes(&error)));
+                (TableStatus::Unknown, None)
+            }
+        };
         let agent_running = match state.is_locked() {
             Ok(running) => running,
             Err(StateError::Missing(_)) => false,
             Err(error @ (StateError::Io { .. } | StateError::InUse(_))) => {
                 problems.push(causes(&error).to_string());
                 false
-            }
-        };
-        let (table, found) = match read_table(&wanted) {
-            Ok((found, has_structure)) => {
-                let table = compare(&wanted, found.as_ref(), now);
-                let is_hollow = table == TableStatus::InPlace && !has_structure;
-                (if is_hollow { TableStatus::Differs } else { table }, found)
-            }
-            Err(error) => {
-                problems.push(format!("the kernel's table can't be read: {}", causes(&error)));
-                (TableStatus::Unknown, None)
             }
         };
         let ledger = inspection.ledger.as_ref();
@@ -203,12 +231,8 @@ impl GrantStatus {
     }
 }
 
-/// What the table holds, and whether its chains and rules are those that they should be.
-fn read_table(wanted: &Ruleset) -> Result<(Option<TableState>, bool), FirewallError> {
-    let mut firewall = Firewall::open()?;
-    let found = firewall.read()?;
-    let has_structure = found.is_some() && firewall.has_structure_of(wanted)?;
-    Ok((found, has_structure))
+fn read_table(wanted: &Ruleset) -> Result<Option<(TableState, bool)>, FirewallError> {
+    Firewall::open()?.read_beside(wanted)
 }
 
 fn compare(wanted: &Ruleset, found: Option<&TableState>, now: BootTime) -> TableStatus {

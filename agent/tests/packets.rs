@@ -718,6 +718,36 @@ fn what_others_do_to_the_table_is_noticed() {
 }
 
 #[test]
+fn what_another_process_reads_beside_rebuilds_is_one_of_the_tables() {
+    let scene = Scene::new();
+    let base = guarding(&[tcp(22), tcp(3389)]);
+    let tables = [FRIEND, STRANGER].map(|who| base.clone().letting_in(who, tcp(22), seconds(LONG)));
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            scene.host.run(|| {
+                let mut firewall = Firewall::open().unwrap();
+                for table in tables.iter().cycle().take(400) {
+                    firewall.rebuild(table, now()).unwrap();
+                    thread::sleep(Duration::from_millis(5));
+                }
+            });
+            is_over.store(true, Ordering::Relaxed);
+        });
+        scene.host.run(|| {
+            let mut firewall = Firewall::open().unwrap();
+            wait_until("no table", || firewall.read().unwrap().is_some());
+            while !is_over.load(Ordering::Relaxed) {
+                let (found, has_structure) = firewall.read_beside(&base).unwrap().unwrap();
+                assert_eq!(found.guarded, *base.guarded());
+                assert_eq!(found.openings.len(), 1, "{found:?}");
+                assert!(has_structure);
+            }
+        });
+    });
+}
+
+#[test]
 fn another_process_sees_whether_the_chains_are_those_of_a_ruleset() {
     let mut scene = Scene::new();
     let ruleset = guarding_with(&[tcp(22), udp(3389)], &["inside"], PATIENCE)
@@ -731,10 +761,10 @@ fn another_process_sees_whether_the_chains_are_those_of_a_ruleset() {
     );
     for held in [&ruleset, &fewer] {
         scene.apply(held);
-        assert!(scene.firewall.has_structure_of(held).unwrap());
+        assert!(scene.firewall.read_beside(held).unwrap().unwrap().1);
     }
     scene.host.must("nft -f -", "flush chain inet nightlatch gate\n");
-    assert!(!scene.firewall.has_structure_of(&fewer).unwrap());
+    assert!(!scene.firewall.read_beside(&fewer).unwrap().unwrap().1);
 }
 
 #[test]

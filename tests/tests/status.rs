@@ -1,5 +1,7 @@
 //! `nightlatch-agent status` tells what is so in the kernel, not what should be.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +12,8 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+const ROUNDS: u8 = 6;
+const LOCKDOWNS: u8 = 60;
 
 #[test]
 fn status_says_when_others_changed_the_table() -> Result<()> {
@@ -57,6 +61,55 @@ fn the_running_agent_repairs_the_table_and_reports_it() -> Result<()> {
                 .any(|event| event["kind"] == "machine.reported" && event["reason"] == "TABLE_REPAIRED"))
         })
     })
+}
+
+#[test]
+fn what_is_being_changed_while_status_looks_is_no_difference() -> Result<()> {
+    in_a_lab(1, Stage::Guarded, |lab| {
+        lab.client().open("web-1", &["--port", "22", "--for", "1h"])?;
+        let is_over = AtomicBool::new(false);
+        let look = || {
+            let mut looks = 0_u32;
+            while !is_over.load(Ordering::Relaxed) {
+                let outcome = status(lab, &["--output", "json"])?;
+                ensure!(outcome.succeeded(), "after {looks} looks: {outcome}");
+                looks += 1;
+            }
+            Ok(looks)
+        };
+        thread::scope(|scope| {
+            let watching = scope.spawn(look);
+            let changed = change_everything(lab);
+            is_over.store(true, Ordering::Relaxed);
+            let looks = watching.join().ok().context("the look fell over")??;
+            ensure!(looks >= u32::from(ROUNDS), "only {looks} looks");
+            changed
+        })
+    })
+}
+
+/// The table, or what it is compared with: starts, other guarded ports, sets that come, and the table made anew.
+fn change_everything(lab: &Lab) -> Result<()> {
+    let machine = lab.machine(1);
+    let ports: [&[&str]; 2] = [&["22/tcp"], &["22/tcp", "3389/tcp"]];
+    let signals = [Signal::SIGTERM, Signal::SIGKILL];
+    for (round, (guarded, signal)) in (0..ROUNDS).zip(ports.into_iter().zip(signals).cycle()) {
+        lab.guard(machine, guarded)?;
+        // Confirmed once everything before it has been carried out; else a kill would leave a true difference.
+        let source = format!("203.0.113.0/{}", 24 + round % 8);
+        let arguments = ["--port", "22", "--from", &source, "--for", "1h"];
+        lab.client().open("web-1", &arguments)?;
+        machine.end_agent(signal)?;
+        machine.start_agent()?;
+        machine.wait_connected()?;
+    }
+    machine.end_agent(Signal::SIGTERM)?;
+    for _ in 0..LOCKDOWNS {
+        machine
+            .run_agent(&["lockdown"])?
+            .expect_success("nightlatch-agent lockdown")?;
+    }
+    Ok(())
 }
 
 /// What `status` says of the table, in both its forms.

@@ -73,20 +73,29 @@ impl Netlink {
         Ok(netlink)
     }
 
-    /// Asks for the ruleset's generation, which any nf_tables answers to those who may change it.
+    /// Any nf_tables tells its generation to those who may change it.
     fn probe(&mut self) -> Result<(), FirewallError> {
-        let request = NfTablesMessage::GetGen(GenMessage {
-            attributes: Vec::new(),
-        });
-        match self.ask("the generation", request) {
+        match self.generation() {
             Err(FirewallError::Refused { source, .. }) => Err(if is(&source, Errno::EPERM) {
                 FirewallError::NeedsNetAdmin
             } else {
                 FirewallError::NoNfTables(source)
             }),
-            Err(error) => Err(error),
-            Ok(_) => Ok(()),
+            answer => answer.map(drop),
         }
+    }
+
+    /// Another number after each change of any table.
+    pub(crate) fn generation(&mut self) -> Result<Option<u32>, FirewallError> {
+        const NFTA_GEN_ID: u16 = 1;
+        let request = NfTablesMessage::GetGen(GenMessage {
+            attributes: Vec::new(),
+        });
+        let Some(answer) = self.ask("the generation", request)? else {
+            return Ok(None);
+        };
+        let number = value(&answer.attributes()?, NFTA_GEN_ID);
+        Ok(number.and_then(|number| Some(u32::from_be_bytes(*number.first_chunk()?))))
     }
 
     /// Begins a transaction; it must be the next thing sent.

@@ -38,6 +38,22 @@ pub(crate) fn exists(netlink: &mut Netlink) -> Result<bool, FirewallError> {
     Ok(table_flags(netlink)?.is_some())
 }
 
+/// Reads in several listings what stood at one moment. Where others change tables without a pause, the last reading
+/// counts: each of its listings is sound.
+pub(crate) fn at_one_moment<T>(
+    netlink: &mut Netlink,
+    read: impl Fn(&mut Netlink) -> Result<T, FirewallError>,
+) -> Result<T, FirewallError> {
+    for _ in 1..LISTING_ATTEMPTS {
+        let before = netlink.generation()?;
+        let found = read(netlink);
+        if netlink.generation()? == before {
+            return found;
+        }
+    }
+    read(netlink)
+}
+
 /// `None` if there is no table of ours.
 pub(crate) fn state(netlink: &mut Netlink) -> Result<Option<TableState>, FirewallError> {
     if !exists(netlink)? {
