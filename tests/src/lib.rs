@@ -9,6 +9,7 @@ pub mod database;
 pub mod doors;
 pub mod echo;
 pub mod env_file;
+pub mod extent;
 pub mod forge;
 pub mod guests;
 pub mod lab;

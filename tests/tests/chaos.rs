@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nightlatch_tests::chance::Chance;
 use nightlatch_tests::client::{Answer, SILENCE};
 use nightlatch_tests::doors::GLANCE;
+use nightlatch_tests::extent;
 use nightlatch_tests::lab::{Lab, Stage};
 use nightlatch_tests::machine::Machine;
 use nightlatch_tests::scratch::in_a_lab;
@@ -25,10 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 #[test]
 fn whatever_is_killed_whenever_what_was_said_holds() -> Result<()> {
-    let long = std::env::var_os("NIGHTLATCH_LONG").is_some();
     let (seed, length) = match std::env::var("NIGHTLATCH_SEED") {
         Ok(seed) => (seed.parse().context("NIGHTLATCH_SEED is not a number")?, 600),
-        Err(_) if long => (u64::from(std::process::id()) << 20, 600),
+        Err(_) if extent::is_long() => (u64::from(std::process::id()) << 20, 600),
         Err(_) => (1, 15),
     };
     let length = Duration::from_secs(length);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nightlatch_tests::extent;
 use nightlatch_tests::guests::{Guest, Site, Suite, packages};
 use nightlatch_tests::probe::Probe;
 use nightlatch_tests::transfer::Transfer;
@@ -66,7 +67,7 @@ impl Story<'_> {
         let mut session = self.site.session(ALICE, WEB)?;
         self.watched("stop, start, restart, kill and upgrade", Seen::Shut, || {
             self.end_and_start_the_agent()?;
-            if std::env::var_os("NIGHTLATCH_LONG").is_some() {
+            if extent::is_long() {
                 self.hang_the_agent()?;
             }
             self.upgrade()

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nightlatch_tests::client::Answer;
 use nightlatch_tests::doors::{Doors, GLANCE};
+use nightlatch_tests::extent;
 use nightlatch_tests::lab::{Lab, Stage};
 use nightlatch_tests::scratch::in_a_lab;
 use nightlatch_tests::wait;
@@ -357,10 +358,7 @@ fn cuts(ledger: &[u8]) -> Result<Vec<usize>> {
     let (header, ends) = frames(ledger)?;
     let mut cuts = vec![0, 1, header - 1, header, header + 1];
     cuts.extend(ends.iter().flat_map(|end| [end - 1, *end, end + 1]));
-    let between = match std::env::var_os("NIGHTLATCH_LONG") {
-        Some(_) => 400,
-        None => 12,
-    };
+    let between = if extent::is_long() { 400 } else { 12 };
     cuts.extend((0..ledger.len()).step_by((ledger.len() / between).max(1)));
     cuts.retain(|cut| *cut <= ledger.len());
     cuts.sort_unstable();

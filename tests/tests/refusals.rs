@@ -11,6 +11,7 @@ use nightlatch_core::signing::SigningKey;
 use nightlatch_tests::client::{Answer, SILENCE};
 use nightlatch_tests::database::{Bind, Database};
 use nightlatch_tests::echo::Echo;
+use nightlatch_tests::extent;
 use nightlatch_tests::forge::{Forge, moment, past, random_id};
 use nightlatch_tests::lab::{Lab, Stage};
 use nightlatch_tests::scratch::in_a_lab;
@@ -180,8 +181,7 @@ fn any_flipped_bit_is_refused() -> Result<()> {
             lab.machine(1).run_agent(&["verify", &path])
         };
         verify(&envelope)?.expect_success("verifying it untouched")?;
-        let long = std::env::var_os("NIGHTLATCH_LONG").is_some();
-        let stride = if long { 1 } else { 37 };
+        let stride = if extent::is_long() { 1 } else { 37 };
         for bit in (0..envelope.len() * 8).step_by(stride) {
             let mut tampered = envelope.clone();
             tampered[bit / 8] ^= 1 << (bit % 8);
