@@ -2,12 +2,17 @@
 //! exit code, and nothing half-done.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nightlatch_tests::complaint::{Case, FAILED, USAGE, check, check_all};
 use nightlatch_tests::lab::{Lab, Stage};
 use nightlatch_tests::scratch::in_a_lab;
+use nightlatch_tests::wait;
 use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn the_agent_says_what_is_wrong() -> Result<()> {
@@ -48,9 +53,12 @@ fn the_agent_says_what_is_wrong() -> Result<()> {
         machine
             .run_agent(&["enroll", &token])?
             .expect_success("nightlatch-agent enroll")?;
-        // Connecting brings the keys to check grants with.
         machine.start_agent()?;
-        machine.wait_connected()?;
+        wait::until_true("no keys to check grants with", PATIENCE, || {
+            let outcome = machine.run_agent(&["status", "--output", "json"])?;
+            let status: Value = serde_json::from_str(&outcome.stdout)?;
+            Ok(!status["keys"].is_null())
+        })?;
         machine.end_agent(Signal::SIGTERM)?;
         let huge = file("huge.json", &vec![b' '; 17 * 1024])?;
         let binary = file("binary.json", &[0xff; 64])?;

@@ -78,7 +78,11 @@ fn check(lab: &Lab, machine: Machine<'_>, die: impl FnOnce(&Lab) -> Result<()>) 
     wait::let_pass_until(opened + Duration::from_secs(1));
     die(lab)?;
     wait::let_pass_until(opened + Duration::from_millis(3500));
-    ensure!(client.reaches(to)?, "shut before its time");
+    // The grant's time began after the asking, however long the answer took.
+    ensure!(
+        client.reaches(to)? || Instant::now() >= asked + LENGTH,
+        "shut before its time"
+    );
 
     wait::let_pass_until(asked + LENGTH - Duration::from_millis(400));
     let mut last_open = None;
@@ -98,18 +102,18 @@ fn check(lab: &Lab, machine: Machine<'_>, die: impl FnOnce(&Lab) -> Result<()>) 
             tried - opened
         );
     };
-    let last_open = last_open.context("shut at the first glance")?;
-    // The grant's time began between asking and the answer.
     ensure!(
         first_shut + GLANCE >= asked + LENGTH,
         "shut {:?} too early",
         asked + LENGTH - first_shut
     );
-    ensure!(
-        last_open <= opened + LENGTH,
-        "open {:?} too long",
-        last_open - opened - LENGTH
-    );
+    if let Some(last_open) = last_open {
+        ensure!(
+            last_open <= opened + LENGTH,
+            "open {:?} too long",
+            last_open - opened - LENGTH
+        );
+    }
     session
         .check_alive()
         .context("the session that the grant had let in")?;
