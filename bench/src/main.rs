@@ -9,6 +9,7 @@ mod asks;
 mod caller;
 mod doors;
 mod ends;
+mod part;
 mod published;
 mod report;
 mod sizes;
@@ -26,6 +27,7 @@ use nightlatch_tests::lab::Lab;
 use nightlatch_tests::plan::{LabName, binaries_beside};
 use nightlatch_tests::scratch;
 
+use crate::part::Part;
 use crate::sizes::Sizes;
 
 /// Measures what docs/performance.md tells, in a lab that is made for it and removed afterwards.
@@ -37,6 +39,9 @@ struct Arguments {
     /// Fewer runs of everything: about two minutes.
     #[arg(long)]
     quick: bool,
+    /// Only this part, in plain lines: for comparing before and after.
+    #[arg(long, value_name = "PART", conflicts_with = "docs")]
+    only: Option<Part>,
     /// The folder whose performance.md gets the tables, and performance.svg the chart.
     #[arg(long, value_name = "DIR")]
     docs: Option<PathBuf>,
@@ -46,7 +51,12 @@ struct Arguments {
 }
 
 fn main() -> Result<()> {
-    let Arguments { quick, docs, bin } = Arguments::parse();
+    let Arguments {
+        quick,
+        only,
+        docs,
+        bin,
+    } = Arguments::parse();
     ensure!(
         docs.is_none() || !cfg!(debug_assertions),
         "--docs: figures of a build that isn't optimised are not published: `make bench` builds the right one"
@@ -71,6 +81,12 @@ fn main() -> Result<()> {
             eprintln!("{error:#}");
         }
     })?;
+    if let Some(part) = only {
+        let measured = part::measure(&name, binaries, part, &sizes);
+        let down = Lab::down(&name);
+        print!("{}", measured?);
+        return down;
+    }
     let begin = Instant::now();
     let surveyed = survey::survey(&name, binaries, &sizes, |step| {
         eprintln!("[{:4.0} s] {step}", begin.elapsed().as_secs_f64());
