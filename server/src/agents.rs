@@ -87,7 +87,8 @@ impl Agents {
             .issuer
             .sign_waiting(&mut change, &machine, ceiling, generation, now)
             .await?;
-        let dropped = assignments::drop_past(change.connection(), id, generation, now).await?;
+        let dropped = assignments::has_past(change.connection(), id, now).await?;
+        assignments::drop_past(change.connection(), id, generation, now).await?;
         let rank = self
             .settle_policy(&mut change, &machine, state, generation, now)
             .await?;

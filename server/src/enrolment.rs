@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::store::connection::Connection;
 use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::grant::Authority;
 use nightlatch_core::id::{InstallationId, MachineId, MachineName};
 use nightlatch_core::signing::{self, PublicKey};
 use nightlatch_core::time::Timestamp;
 use nightlatch_proto::convert::resource::MachineRef;
-use sqlx::AnyConnection;
 
 use crate::fleet::Fleet;
 use crate::identity::ca::CertificateAuthority;
@@ -251,7 +251,7 @@ fn keys_sha256(key: &[u8], receipt_key: &PublicKey) -> String {
 }
 
 async fn find(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     applicant: &Applicant,
     now: Timestamp,
 ) -> Result<tokens::Token, Refusal> {

@@ -8,11 +8,11 @@ use nightlatch_core::receipt::{Done, Receipt};
 use nightlatch_core::signing::{self, EnvelopeRejected, PublicKey};
 use nightlatch_core::time::Timestamp;
 
-use crate::agents::{Agents, machine_event};
+use crate::agents::Agents;
 use crate::audit;
-use crate::store::grants::{self, Note, Owner, Said};
-use crate::store::machines::{self, LastReceipt, Machine};
-use crate::store::receipts::Stored;
+use crate::store::grants::{self, Note, Said};
+use crate::store::machines::{self, LastReceipt};
+use crate::store::receipts::{Known, Owner, Stored};
 use crate::store::{Change, StoreError, receipts};
 
 /// Of what was no receipt, so many of one connection are written down whole.
@@ -47,37 +47,49 @@ impl Agents {
         let mut found = already;
         let checked = check_all(id, key, envelopes).await?;
         let mut change = self.issuer.store.change().await?;
-        let machine = machines::by_id(change.connection(), id).await?;
-        let mut last = machine.last_receipt.clone();
         let mut good = Vec::with_capacity(checked.len());
+        let mut refused = Vec::new();
         for receipt in checked {
             match receipt {
                 Ok(checked) => good.push(checked),
-                Err((why, envelope)) => {
-                    found = found.saturating_add(1);
-                    if found <= KEPT {
-                        refuse(&mut change, &machine, &why, &envelope, now);
-                    }
-                }
+                Err(bad) => refused.push(bad),
             }
         }
-        let acknowledged = good.iter().map(|checked| checked.receipt.sequence).max();
-        let concerned = take(&mut change, &machine, good, &mut last, now).await?;
+        let about: Vec<_> = good
+            .iter()
+            .map(|Checked { receipt, .. }| (receipt.sequence, receipt.grant))
+            .collect();
+        let known = receipts::known(change.connection(), id, &about).await?;
+        let sender = Sender {
+            id,
+            name: known.name.clone(),
+        };
+        for (why, envelope) in refused {
+            found = found.saturating_add(1);
+            if found <= KEPT {
+                sender.refuse(&mut change, &why, &envelope, now);
+            }
+        }
+        let acknowledged = about.iter().map(|(sequence, _)| *sequence).max();
+        let concerned = take(&mut change, &sender, good, known, now).await?;
         let more = found.saturating_sub(already.max(KEPT));
         if more > 0 {
             let message = format!("sent {more} more that were no receipts of its");
-            let mut event = machine_event(&machine, EventKind::MachineReported, message, now);
+            let mut event = sender.event(EventKind::MachineReported, message, now);
             event.reason = Some("RECEIPTS_REFUSED".to_owned());
             change.record(&event, None);
-        }
-        if last != machine.last_receipt {
-            machines::set_last_receipt(change.connection(), id, &last, now).await?;
         }
         change.commit().await?;
         *bad = found;
         self.issuer.fleet.tell_of(&concerned);
         Ok(acknowledged)
     }
+}
+
+/// The machine that sends.
+struct Sender {
+    id: MachineId,
+    name: MachineName,
 }
 
 /// What a processor checks at a time, so that many receipts are checked by all of them.
@@ -132,31 +144,35 @@ fn check(id: MachineId, key: &PublicKey, envelope: Vec<u8>) -> Result<Checked, (
 /// Stores receipts and what they mean for their grants. Gives the requests that they concern.
 async fn take(
     change: &mut Change,
-    machine: &Machine,
-    receipts: Vec<Checked>,
-    last: &mut LastReceipt,
+    sender: &Sender,
+    good: Vec<Checked>,
+    known: Known,
     now: Timestamp,
 ) -> Result<BTreeSet<RequestId>, StoreError> {
-    let stored = receipts.iter().map(|checked| &checked.stored);
-    let mut new = receipts::put(change.connection(), machine.id, stored, now).await?;
-    let grants: Vec<GrantId> = receipts.iter().map(|checked| checked.receipt.grant).collect();
-    let mut owners = grants::owners(change.connection(), &grants).await?;
-    owners.retain(|_, owner| owner.machine == machine.id);
+    let Known {
+        name: _,
+        last: former,
+        owners,
+        mut stored,
+    } = known;
+    let mut last = former.clone();
     let mut concerned = BTreeSet::new();
     let mut said = Sayings::default();
-    for Checked { receipt, stored } in receipts {
-        let Stored { sequence, sha256, .. } = stored;
+    let mut new = Vec::with_capacity(good.len());
+    for Checked { receipt, stored: one } in good {
+        let (sequence, sha256) = (one.sequence, one.sha256.clone());
         // Those that were here already, and what comes twice, change nothing.
-        if !new.remove(&(sequence, sha256.clone())) {
+        if !stored.insert((sequence, sha256.clone())) {
             continue;
         }
-        if let Some(event) = break_in_chain(machine, &receipt, last, now) {
+        new.push(one);
+        if let Some(event) = sender.break_in_chain(&receipt, &last, now) {
             change.record(&event, None);
         }
-        *last = LastReceipt { sequence, sha256 };
+        last = LastReceipt { sequence, sha256 };
         let owner = owners.get(&receipt.grant);
         concerned.extend(owner.map(|owner| owner.request));
-        let (event, what) = meaning(machine, &receipt, owner, now);
+        let (event, what) = sender.meaning(&receipt, owner, now);
         change.record(&event, owner.map(|owner| &owner.subject));
         if owner.is_some() {
             let note = Note {
@@ -168,6 +184,10 @@ async fn take(
         }
     }
     said.write(change).await?;
+    receipts::put(change.connection(), sender.id, &new, now).await?;
+    if last != former {
+        machines::set_last_receipt(change.connection(), sender.id, &last, now).await?;
+    }
     Ok(concerned)
 }
 
@@ -199,70 +219,94 @@ impl Sayings {
     }
 }
 
-/// Receipts are numbered without gaps, each naming the one before. Where that doesn't hold, one of the two
-/// sides was restored from an old copy, or something was kept back.
-fn break_in_chain(machine: &Machine, receipt: &Receipt, last: &LastReceipt, now: Timestamp) -> Option<Event> {
-    let Receipt {
-        sequence, previous, ..
-    } = receipt;
-    let (reason, message) = if *sequence <= last.sequence {
-        (
-            "RECEIPTS_RESTARTED",
-            format!("receipt {sequence} came after {}", last.sequence),
-        )
-    } else if *sequence != last.sequence.saturating_add(1) {
-        (
-            "RECEIPTS_MISSING",
-            format!(
-                "receipt {sequence} came after {}: those between are not here",
-                last.sequence
-            ),
-        )
-    } else if *previous != last.sha256 {
-        (
-            "RECEIPT_CHAIN_BROKEN",
-            format!("receipt {sequence} follows another one than is stored here"),
-        )
-    } else {
-        return None;
-    };
-    let mut event = machine_event(machine, EventKind::MachineReported, message, now);
-    event.reason = Some(reason.to_owned());
-    event.grant = Some(receipt.grant);
-    Some(event)
-}
+impl Sender {
+    /// Receipts are numbered without gaps, each naming the one before. Where that doesn't hold, one of the two
+    /// sides was restored from an old copy, or something was kept back.
+    fn break_in_chain(&self, receipt: &Receipt, last: &LastReceipt, now: Timestamp) -> Option<Event> {
+        let Receipt {
+            sequence, previous, ..
+        } = receipt;
+        let (reason, message) = if *sequence <= last.sequence {
+            (
+                "RECEIPTS_RESTARTED",
+                format!("receipt {sequence} came after {}", last.sequence),
+            )
+        } else if *sequence != last.sequence.saturating_add(1) {
+            (
+                "RECEIPTS_MISSING",
+                format!(
+                    "receipt {sequence} came after {}: those between are not here",
+                    last.sequence
+                ),
+            )
+        } else if *previous != last.sha256 {
+            (
+                "RECEIPT_CHAIN_BROKEN",
+                format!("receipt {sequence} follows another one than is stored here"),
+            )
+        } else {
+            return None;
+        };
+        let mut event = self.event(EventKind::MachineReported, message, now);
+        event.reason = Some(reason.to_owned());
+        event.grant = Some(receipt.grant);
+        Some(event)
+    }
 
-fn meaning(machine: &Machine, receipt: &Receipt, owner: Option<&Owner>, now: Timestamp) -> (Event, Said) {
-    let Receipt {
-        grant: id,
-        event,
-        at,
-        reason,
-        ..
-    } = receipt;
-    let (kind, said, message) = match event {
-        Done::Opened => (
-            EventKind::GrantOpened,
-            Said::Opened,
-            "the host has opened".to_owned(),
-        ),
-        Done::Closed => (EventKind::GrantClosed, Said::Closed, closed_message(reason)),
-        Done::Refused => (
-            EventKind::GrantRefused,
-            Said::Refused,
-            format!("the host has refused the grant: {reason}"),
-        ),
-    };
-    let mut event = grant_event(machine.id, &machine.name, kind, *id, message, now);
-    event.reason = Some(reason.clone()).filter(|reason| !reason.is_empty());
-    event.request = owner.map(|owner| owner.request);
-    let event = audit::with(event, "host_time", at);
-    match owner {
-        Some(_) => (event, said),
-        None => (
-            audit::with(event, "note", "the store doesn't know this grant"),
-            said,
-        ),
+    fn meaning(&self, receipt: &Receipt, owner: Option<&Owner>, now: Timestamp) -> (Event, Said) {
+        let Receipt {
+            grant: id,
+            event,
+            at,
+            reason,
+            ..
+        } = receipt;
+        let (kind, said, message) = match event {
+            Done::Opened => (
+                EventKind::GrantOpened,
+                Said::Opened,
+                "the host has opened".to_owned(),
+            ),
+            Done::Closed => (EventKind::GrantClosed, Said::Closed, closed_message(reason)),
+            Done::Refused => (
+                EventKind::GrantRefused,
+                Said::Refused,
+                format!("the host has refused the grant: {reason}"),
+            ),
+        };
+        let mut event = self.event(kind, message, now);
+        event.grant = Some(*id);
+        event.reason = Some(reason.clone()).filter(|reason| !reason.is_empty());
+        event.request = owner.map(|owner| owner.request);
+        let event = audit::with(event, "host_time", at);
+        match owner {
+            Some(_) => (event, said),
+            None => (
+                audit::with(event, "note", "the store doesn't know this grant"),
+                said,
+            ),
+        }
+    }
+
+    /// Kept in the event, so that nothing that was sent is lost; it changes nothing.
+    fn refuse(&self, change: &mut Change, bad: &Bad, envelope: &[u8], now: Timestamp) {
+        let (reason, message) = match bad {
+            Bad::Envelope(rejected) => (
+                rejected.code(),
+                format!("sent what is no receipt of its: {rejected}"),
+            ),
+            Bad::OtherMachine(other) => ("OTHER_MACHINE", format!("sent a receipt of the machine {other}")),
+        };
+        let mut event = self.event(EventKind::MachineReported, message, now);
+        event.reason = Some(reason.to_owned());
+        let kept = envelope.get(..signing::LONGEST_ENVELOPE).unwrap_or(envelope);
+        let event = audit::with(event, "envelope", signing::encode_base64(kept));
+        change.record(&event, None);
+    }
+
+    fn event(&self, kind: EventKind, message: String, now: Timestamp) -> Event {
+        let event = Event::new(now, kind, audit::machine(&self.name), message);
+        audit::about(event, self.id, &self.name)
     }
 }
 
@@ -272,37 +316,4 @@ fn closed_message(reason: &str) -> String {
         "REMOVED" => "the grant was ended early and the host has closed".to_owned(),
         other => format!("the host has closed: {other}"),
     }
-}
-
-fn grant_event(
-    machine: MachineId,
-    name: &MachineName,
-    kind: EventKind,
-    grant: GrantId,
-    message: String,
-    now: Timestamp,
-) -> Event {
-    let mut event = audit::about(
-        Event::new(now, kind, audit::machine(name), message),
-        machine,
-        name,
-    );
-    event.grant = Some(grant);
-    event
-}
-
-/// Kept in the event, so that nothing that was sent is lost; it changes nothing.
-fn refuse(change: &mut Change, machine: &Machine, bad: &Bad, envelope: &[u8], now: Timestamp) {
-    let (reason, message) = match bad {
-        Bad::Envelope(rejected) => (
-            rejected.code(),
-            format!("sent what is no receipt of its: {rejected}"),
-        ),
-        Bad::OtherMachine(other) => ("OTHER_MACHINE", format!("sent a receipt of the machine {other}")),
-    };
-    let mut event = machine_event(machine, EventKind::MachineReported, message, now);
-    event.reason = Some(reason.to_owned());
-    let kept = envelope.get(..signing::LONGEST_ENVELOPE).unwrap_or(envelope);
-    let event = audit::with(event, "envelope", signing::encode_base64(kept));
-    change.record(&event, None);
 }

@@ -4,6 +4,7 @@
 //! Reads come from their own connections and never wait for it.
 
 pub mod assignments;
+pub mod connection;
 pub mod events;
 pub mod grants;
 pub mod held;
@@ -12,6 +13,7 @@ mod json;
 mod line;
 pub mod machines;
 pub mod page;
+pub mod readers;
 pub mod receipts;
 pub mod requests;
 mod row;
@@ -24,16 +26,17 @@ use std::time::Duration;
 
 use nightlatch_core::audit::Event;
 use nightlatch_core::id::Subject;
-use sqlx::any::{Any, AnyConnectOptions, AnyPoolOptions};
+use sqlx::any::AnyConnectOptions;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::pool::PoolConnection;
-use sqlx::{AnyConnection, AnyPool, ConnectOptions, Connection, Executor, SqlSafeStr};
+use sqlx::{AnyConnection, ConnectOptions, Connection as _, Executor, SqlSafeStr};
 use tracing::log::LevelFilter;
 
+use self::connection::{Connection, sql};
 use self::events::Written;
 use self::line::{Line, Turn};
+use self::readers::{Reader, Readers};
 
-const READERS: u32 = 4;
+const READERS: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What can go wrong between the server and its store. The caller only learns that it is unavailable.
@@ -45,7 +48,7 @@ pub enum StoreError {
     Migrate(#[from] MigrateError),
     #[error("the database did not answer as it should")]
     Query(#[from] sqlx::Error),
-    #[error("other changes have kept the database busy for {} s", .0.as_secs())]
+    #[error("others have kept the database busy for {} s", .0.as_secs())]
     Busy(Duration),
     #[error("the change could not be put on disk: {0}")]
     NotWritten(String),
@@ -59,7 +62,7 @@ pub enum StoreError {
 #[derive(Clone)]
 pub struct Store {
     writer: Line,
-    readers: AnyPool,
+    readers: Readers,
 }
 
 impl Store {
@@ -81,9 +84,9 @@ impl Store {
         let mut writer = AnyConnection::connect_with(&options).await.map_err(opened)?;
         prepare(&mut writer).await.map_err(opened)?;
         migrator().run(&mut writer).await?;
-        let readers = pool(READERS).connect_with(options).await.map_err(opened)?;
+        let readers = Readers::open(&options).await.map_err(opened)?;
         Ok(Self {
-            writer: Line::new(writer),
+            writer: Line::new(Connection::over(writer)),
             readers,
         })
     }
@@ -99,9 +102,13 @@ impl Store {
             source,
         };
         let options = options(path, false).map_err(opened)?;
-        let mut connection = AnyConnection::connect_with(&options).await.map_err(opened)?;
-        let newest = sqlx::query("SELECT MAX(version) AS version FROM _sqlx_migrations");
-        let newest = newest.fetch_one(&mut connection).await.map_err(opened)?;
+        let connection = AnyConnection::connect_with(&options).await.map_err(opened)?;
+        let mut connection = Connection::over(connection);
+        let newest = sql("SELECT MAX(version) AS version FROM _sqlx_migrations");
+        let newest = newest.one(&mut connection).await.map_err(|error| match error {
+            StoreError::Query(source) => opened(source),
+            other => other,
+        })?;
         let newest = row::number(&newest, "version")?;
         let known = |migration: &Migration| u64::try_from(migration.version) == Ok(newest);
         if !migrator().iter().any(known) {
@@ -116,11 +123,12 @@ impl Store {
     ///
     /// # Errors
     /// None is free for five seconds.
-    pub async fn read(&self) -> Result<PoolConnection<Any>, StoreError> {
-        Ok(self.readers.acquire().await?)
+    pub async fn read(&self) -> Result<Reader, StoreError> {
+        self.readers.one().await
     }
 
-    /// Begins a change. Dropped without a commit, nothing of it holds.
+    /// Begins a change, which other processes wait for from its first statement on. Dropped without a commit, nothing
+    /// of it holds.
     ///
     /// # Errors
     /// Another change takes more than five seconds.
@@ -147,7 +155,7 @@ pub struct Change {
 
 impl Change {
     /// For the statements of this module's parts.
-    pub fn connection(&mut self) -> &mut AnyConnection {
+    pub fn connection(&mut self) -> &mut Connection {
         self.turn.connection()
     }
 
@@ -173,18 +181,6 @@ fn options(path: &Path, create: bool) -> Result<AnyConnectOptions, sqlx::Error> 
     let options = url.parse::<AnyConnectOptions>()?;
     let options = options.log_statements(LevelFilter::Trace);
     Ok(options.log_slow_statements(LevelFilter::Warn, Duration::from_secs(1)))
-}
-
-fn pool(connections: u32) -> AnyPoolOptions {
-    AnyPoolOptions::new()
-        .max_connections(connections)
-        .min_connections(connections)
-        .acquire_timeout(PATIENCE)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        // Asking before each use whether a file in the same process still answers costs a round trip.
-        .test_before_acquire(false)
-        .after_connect(|connection, _| Box::pin(prepare(connection)))
 }
 
 async fn prepare(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
@@ -236,8 +232,8 @@ fn percent_encoded(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::connection::Statement;
     use super::*;
-    use sqlx::AssertSqlSafe;
 
     #[tokio::test]
     async fn a_change_that_is_not_committed_leaves_nothing() {
@@ -246,27 +242,67 @@ mod tests {
         let mut change = store.change().await.unwrap();
         let insert =
             "INSERT INTO tokens (secret_sha256, may_replace, created_at, expires_at) VALUES ('x', 0, 1, 2)";
-        change.connection().execute(insert).await.unwrap();
+        sql(insert).rows(change.connection()).await.unwrap();
         drop(change);
         let mut change = store.change().await.unwrap();
-        change.connection().execute(insert).await.unwrap();
+        sql(insert).rows(change.connection()).await.unwrap();
         change.commit().await.unwrap();
         store.close().await;
     }
 
-    async fn insert(change: &mut Change, secret: &str) -> Result<(), sqlx::Error> {
-        let insert =
-            "INSERT INTO tokens (secret_sha256, may_replace, created_at, expires_at) VALUES ($1, 0, 1, 2)";
-        sqlx::query(insert)
+    fn inserted(secret: &str) -> Statement {
+        sql("INSERT INTO tokens (secret_sha256, may_replace, created_at, expires_at) VALUES ($1, 0, 1, 2)")
             .bind(secret)
-            .execute(change.connection())
-            .await?;
+    }
+
+    async fn insert(change: &mut Change, secret: &str) -> Result<(), StoreError> {
+        inserted(secret).rows(change.connection()).await?;
         Ok(())
     }
 
+    #[tokio::test]
+    async fn what_is_only_written_makes_no_trip_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("nightlatch.db"), true)
+            .await
+            .unwrap();
+        let mut change = store.change().await.unwrap();
+        for secret in ["a", "b"] {
+            inserted(secret).write(change.connection()).await.unwrap();
+        }
+        let rows = sql("SELECT secret_sha256 FROM tokens").rows(change.connection());
+        assert_eq!(rows.await.unwrap().len(), 2);
+        inserted("c").write(change.connection()).await.unwrap();
+        change.commit().await.unwrap();
+        let mut change = store.change().await.unwrap();
+        assert_eq!(change.connection().trips, 2);
+        drop(change);
+        assert_eq!(tokens(&store).await, ["a", "b", "c"]);
+    }
+
+    #[tokio::test]
+    async fn what_can_not_be_written_fails_the_commit_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("nightlatch.db"), true)
+            .await
+            .unwrap();
+        for _ in 0..3 {
+            let mut change = store.change().await.unwrap();
+            for secret in ["a", "a"] {
+                inserted(secret).write(change.connection()).await.unwrap();
+            }
+            change.commit().await.unwrap_err();
+        }
+        assert!(tokens(&store).await.is_empty());
+        let mut change = store.change().await.unwrap();
+        inserted("a").write(change.connection()).await.unwrap();
+        change.commit().await.unwrap();
+        assert_eq!(tokens(&store).await, ["a"]);
+    }
+
     async fn tokens(store: &Store) -> Vec<String> {
-        let rows = sqlx::query("SELECT secret_sha256 FROM tokens ORDER BY secret_sha256");
-        let rows = rows.fetch_all(&mut *store.read().await.unwrap()).await.unwrap();
+        let rows = sql("SELECT secret_sha256 FROM tokens ORDER BY secret_sha256");
+        let rows = rows.rows(&mut store.read().await.unwrap()).await.unwrap();
         rows.iter()
             .map(|row| row::text(row, "secret_sha256").unwrap())
             .collect()
@@ -320,10 +356,10 @@ mod tests {
             .await
             .unwrap();
         let mut change = store.change().await.unwrap();
-        let pages = change.connection().fetch_one("PRAGMA page_count").await.unwrap();
+        let pages = sql("PRAGMA page_count").one(change.connection()).await.unwrap();
         let pages = row::number(&pages, "page_count").unwrap() + 2;
         let most = format!("PRAGMA max_page_count = {pages}");
-        change.connection().execute(AssertSqlSafe(most)).await.unwrap();
+        sql(most).rows(change.connection()).await.unwrap();
         drop(change);
         let changes: Vec<_> = (0..40)
             .map(|number| {

@@ -1,5 +1,6 @@
 //! Requests that wait for their machine: signed when it connects, so that no stock of signed grants lies about.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nightlatch_core::assignment::Generation;
@@ -17,7 +18,8 @@ use crate::audit;
 use crate::refusal::{Refusal, lapsed};
 use crate::store::machines::Machine;
 use crate::store::requests::{Fate, Request};
-use crate::store::{Change, StoreError, held, requests, users};
+use crate::store::users::{self, User};
+use crate::store::{Change, StoreError, held, requests};
 
 /// Whoever asked has long turned to something else then.
 pub const WAITS_AT_MOST: Duration = Duration::from_secs(24 * 3600);
@@ -94,12 +96,21 @@ impl Issuer {
         let longest = most_bytes(held.all);
         let mut bytes = held.bytes;
         let mut any = false;
+        let mut may_ask = BTreeMap::new();
         for request in &waiting {
+            if !may_ask.contains_key(&request.subject) {
+                let user = users::find(change.connection(), &request.subject).await?;
+                may_ask.insert(
+                    request.subject.clone(),
+                    user.is_some_and(|user| may_request(&user)),
+                );
+            }
+            let may = may_ask.get(&request.subject).copied().unwrap_or_default();
             let fate = if bytes > longest {
                 denied(&too_much(DenialReason::TooLongTogether(longest)))
             } else {
                 match self
-                    .decide_again(change, machine, ceiling, request, generation, now)
+                    .decide_again(change, (machine, ceiling), request, may, generation, now)
                     .await?
                 {
                     Ok(signed) => {
@@ -132,21 +143,15 @@ impl Issuer {
     async fn decide_again(
         &self,
         change: &mut Change,
-        machine: &Machine,
-        ceiling: HostCeiling<'_>,
+        (machine, ceiling): (&Machine, HostCeiling<'_>),
         request: &Request,
+        may: bool,
         generation: Generation,
         now: Timestamp,
     ) -> Result<Result<Signed, Fate>, StoreError> {
         if has_lapsed(request, now) {
             return Ok(Err(has_waited_too_long()));
         }
-        let user = users::find(change.connection(), &request.subject).await?;
-        let may = user.is_some_and(|user| {
-            user.roles
-                .iter()
-                .any(|role| role.allows(Permission::RequestAccess))
-        });
         if !may {
             let message = format!(
                 "{} may no longer ask for access: it takes the permission {}",
@@ -201,6 +206,11 @@ impl Issuer {
         }
         Ok(())
     }
+}
+
+fn may_request(user: &User) -> bool {
+    let mut roles = user.roles.iter();
+    roles.any(|role| role.allows(Permission::RequestAccess))
 }
 
 fn denied(denial: &Denial) -> Fate {

@@ -1,16 +1,15 @@
 //! Assignments: which grants a machine has at which generation.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use nightlatch_core::assignment::{Assigned, Generation};
 use nightlatch_core::grant::SignedGrant;
-use nightlatch_core::id::{GrantId, MachineId, Subject};
+use nightlatch_core::id::{GrantId, MachineId};
 use nightlatch_core::time::Timestamp;
-use sqlx::{AnyConnection, AssertSqlSafe};
 
-use super::held::Amount;
+use super::StoreError;
+use super::connection::{Connection, sql};
 use super::row::{from_number, maybe_bytes, maybe_parsed, number, parsed, unreadable};
-use super::{StoreError, held};
 
 /// How a machine's assignment differs from an earlier one.
 #[derive(Debug)]
@@ -36,20 +35,18 @@ const REMOVED: &str = "SELECT machines.generation, machines.policy_epoch, machin
 
 /// What has changed since `base`, read in one statement and so from one moment. Since zero it is the whole.
 pub async fn changes_since(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     machine: MachineId,
     base: Generation,
 ) -> Result<Changes, StoreError> {
     let is_whole = base == Generation(0);
-    let sql = if is_whole {
+    let text = if is_whole {
         ADDED.to_owned()
     } else {
         format!("{ADDED} UNION ALL {REMOVED}")
     };
-    let query = sqlx::query(AssertSqlSafe(sql))
-        .bind(machine.to_string())
-        .bind(from_number(base.0));
-    let rows = query.fetch_all(connection).await?;
+    let query = sql(text).bind(machine.to_string()).bind(from_number(base.0));
+    let rows = query.rows(connection).await?;
     let first = rows
         .first()
         .ok_or_else(|| unreadable("machine", format_args!("{machine} missing")))?;
@@ -80,80 +77,93 @@ pub async fn changes_since(
 
 /// The grants of a machine's assignment as it was at a generation.
 pub async fn assigned_at(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     machine: MachineId,
     generation: Generation,
 ) -> Result<BTreeSet<GrantId>, StoreError> {
-    let rows = sqlx::query(
+    let rows = sql(
         "SELECT id FROM grants WHERE machine = $1 AND removed_generation IS NULL AND added_generation <= $2
          UNION ALL
          SELECT id FROM grants WHERE machine = $1 AND removed_generation > $2 AND added_generation <= $2",
     )
     .bind(machine.to_string())
     .bind(from_number(generation.0))
-    .fetch_all(connection)
+    .rows(connection)
     .await?;
     rows.iter().map(|row| parsed(row, "id")).collect()
 }
 
+/// Whether [`drop_past`] would take anything out.
+pub async fn has_past(
+    connection: &mut Connection,
+    machine: MachineId,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let left = sql(
+        "SELECT id FROM grants WHERE machine = $1 AND removed_generation IS NULL AND leaves_at <= $2 LIMIT 1",
+    )
+    .bind(machine.to_string())
+    .bind(now.micros());
+    Ok(left.row(connection).await?.is_some())
+}
+
 /// Takes what has run out or was refused out of the assignment. The host has forgotten it already.
 pub async fn drop_past(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     machine: MachineId,
     generation: Generation,
     now: Timestamp,
-) -> Result<bool, StoreError> {
-    let left = sqlx::query(
+) -> Result<(), StoreError> {
+    let statements = [
+        "UPDATE held SET grants = held.grants - leaving.grants, bytes = held.bytes - leaving.bytes
+         FROM (SELECT subject, COUNT(*) AS grants, SUM(LENGTH(envelope)) AS bytes FROM grants
+               WHERE machine = $1 AND removed_generation IS NULL AND leaves_at <= $3 GROUP BY subject) AS leaving
+         WHERE held.machine = $1 AND held.subject = leaving.subject",
         "UPDATE grants SET removed_generation = $2
-         WHERE machine = $1 AND removed_generation IS NULL AND leaves_at <= $3
-         RETURNING subject, LENGTH(envelope) AS bytes",
-    )
-    .bind(machine.to_string())
-    .bind(from_number(generation.0))
-    .bind(now.micros())
-    .fetch_all(&mut *connection)
-    .await?;
-    let mut by_subject: BTreeMap<Subject, Amount> = BTreeMap::new();
-    for row in &left {
-        let amount = by_subject.entry(parsed(row, "subject")?).or_default();
-        amount.grants += 1;
-        amount.bytes += number(row, "bytes")?;
+         WHERE machine = $1 AND removed_generation IS NULL AND leaves_at <= $3",
+        "DELETE FROM held WHERE machine = $1 AND grants <= 0 AND waiting <= 0
+           AND subject IN (SELECT subject FROM grants WHERE machine = $1 AND removed_generation = $2)",
+    ];
+    for statement in statements {
+        sql(statement)
+            .bind(machine.to_string())
+            .bind(from_number(generation.0))
+            .bind(now.micros())
+            .write(connection)
+            .await?;
     }
-    for (subject, amount) in &by_subject {
-        held::take(connection, machine, subject, *amount).await?;
-    }
-    Ok(!left.is_empty())
+    Ok(())
 }
 
 /// Ended grants that a host has never opened and, since it accepted `generation`, never will.
 pub async fn never_opened(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     machine: MachineId,
     generation: Generation,
 ) -> Result<Vec<GrantId>, StoreError> {
-    let rows = sqlx::query(
+    let rows = sql(
         "SELECT id FROM grants WHERE machine = $1 AND removed_generation <= $2 AND ended_at IS NOT NULL
            AND opened_at IS NULL AND closed_at IS NULL AND refused_at IS NULL",
     )
     .bind(machine.to_string())
     .bind(from_number(generation.0))
-    .fetch_all(connection)
+    .rows(connection)
     .await?;
     rows.iter().map(|row| parsed(row, "id")).collect()
 }
 
 /// Takes the generations of a machine's grants back to at most `most`.
 pub async fn clamp(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     machine: MachineId,
     most: Generation,
 ) -> Result<(), StoreError> {
     for column in ["added_generation", "removed_generation"] {
-        let sql = format!("UPDATE grants SET {column} = $2 WHERE machine = $1 AND {column} > $2");
-        sqlx::query(AssertSqlSafe(sql))
+        let text = format!("UPDATE grants SET {column} = $2 WHERE machine = $1 AND {column} > $2");
+        sql(text)
             .bind(machine.to_string())
             .bind(from_number(most.0))
-            .execute(&mut *connection)
+            .write(connection)
             .await?;
     }
     Ok(())

@@ -3,8 +3,8 @@
 use nightlatch_core::audit::Event;
 use nightlatch_core::id::{GrantId, MachineId, Subject};
 use nightlatch_core::time::Timestamp;
-use sqlx::{AnyConnection, AssertSqlSafe};
 
+use super::connection::{Connection, sql};
 use super::page::{Conditions, Page, fitting};
 use super::row::{bytes, from_number, number};
 use super::{StoreError, rows};
@@ -50,16 +50,16 @@ impl Written {
 }
 
 /// Writes events in their order, numbered on from the last.
-pub(super) async fn record_all(connection: &mut AnyConnection, events: &[Written]) -> Result<(), StoreError> {
+pub(super) async fn record_all(connection: &mut Connection, events: &[Written]) -> Result<(), StoreError> {
     for some in rows::chunks(events) {
-        let sql = format!(
+        let text = format!(
             "WITH last AS (SELECT COALESCE(MAX(sequence), 0) AS number FROM events),
                rows (place, at, kind, machine, grant_id, subject, json) AS (VALUES {})
              INSERT INTO events (sequence, at, kind, machine, grant_id, subject, json)
              SELECT last.number + rows.place, at, kind, machine, grant_id, subject, json FROM last, rows",
             rows::values(some.len(), 7)
         );
-        let mut query = sqlx::query(AssertSqlSafe(sql));
+        let mut query = sql(text);
         for (place, event) in (1_i64..).zip(some) {
             query = query
                 .bind(place)
@@ -70,14 +70,14 @@ pub(super) async fn record_all(connection: &mut AnyConnection, events: &[Written
                 .bind(event.subject.as_ref().map(Subject::as_str))
                 .bind(event.json.as_slice());
         }
-        query.execute(&mut *connection).await?;
+        query.write(&mut *connection).await?;
     }
     Ok(())
 }
 
 /// The page after the event `after`, oldest first.
 pub async fn list(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     filter: &Filter,
     after: Option<u64>,
     size: i64,
@@ -89,7 +89,7 @@ pub async fn list(
 
 /// The newest events, oldest first.
 pub async fn newest(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     filter: &Filter,
     size: i64,
 ) -> Result<Page<Recorded>, StoreError> {
@@ -105,7 +105,7 @@ const fn weight(entry: &Recorded) -> usize {
 }
 
 async fn select(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     filter: &Filter,
     after: i64,
     order: &'static str,
@@ -120,12 +120,12 @@ async fn select(
     conditions.equal("machine", machine.map(|id| id.to_string()));
     conditions.equal("grant_id", grant.map(|id| id.to_string()));
     conditions.equal("subject", subject.as_ref().map(ToString::to_string));
-    let sql = format!(
+    let text = format!(
         "SELECT sequence, json FROM events WHERE sequence > $1{} ORDER BY sequence {order} LIMIT $2",
         conditions.sql(3)
     );
-    let query = sqlx::query(AssertSqlSafe(sql)).bind(after).bind(limit);
-    let rows = conditions.bind(query).fetch_all(connection).await?;
+    let query = sql(text).bind(after).bind(limit);
+    let rows = conditions.bind(query).rows(connection).await?;
     rows.iter()
         .map(|row| {
             Ok(Recorded {

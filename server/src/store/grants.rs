@@ -1,7 +1,5 @@
 //! Grants: what was signed, and what became of it.
 
-use std::collections::BTreeMap;
-
 use nightlatch_core::assignment::Generation;
 use nightlatch_core::grant::IssuedGrant;
 use nightlatch_core::id::{GrantId, MachineId, MachineName, RequestId, Subject};
@@ -9,11 +7,11 @@ use nightlatch_core::port::PortSpan;
 use nightlatch_core::prefix::Prefix;
 use nightlatch_core::time::Timestamp;
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, AssertSqlSafe};
 
+use super::connection::{Connection, sql};
 use super::held::Amount;
 use super::page::{Conditions, Page};
-use super::row::{bytes, from_number, json, maybe_text, maybe_time, number, parsed, time, to_json};
+use super::row::{bytes, from_number, json, maybe_text, maybe_time, parsed, time, to_json};
 use super::{StoreError, held, rows};
 
 /// A grant and what is known of it.
@@ -105,12 +103,12 @@ pub(super) fn read(row: &AnyRow) -> Result<Grant, StoreError> {
 }
 
 pub async fn create(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     issued: &IssuedGrant,
     generation: Generation,
 ) -> Result<(), StoreError> {
     let IssuedGrant { grant, envelope } = issued;
-    sqlx::query(
+    sql(
         "INSERT INTO grants (id, machine, request, subject, sources, ports, envelope, not_before, not_after,
            added_generation, leaves_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $9)",
@@ -125,7 +123,7 @@ pub async fn create(
     .bind(grant.not_before.micros())
     .bind(grant.not_after.micros())
     .bind(from_number(generation.0))
-    .execute(&mut *connection)
+    .write(&mut *connection)
     .await?;
     let amount = Amount {
         grants: 1,
@@ -135,12 +133,9 @@ pub async fn create(
     held::add(connection, grant.machine, &grant.subject, amount).await
 }
 
-pub async fn find(connection: &mut AnyConnection, id: GrantId) -> Result<Option<Grant>, StoreError> {
-    let sql = format!("SELECT {COLUMNS} FROM grants WHERE id = $1");
-    let row = sqlx::query(AssertSqlSafe(sql))
-        .bind(id.to_string())
-        .fetch_optional(connection)
-        .await?;
+pub async fn find(connection: &mut Connection, id: GrantId) -> Result<Option<Grant>, StoreError> {
+    let text = format!("SELECT {COLUMNS} FROM grants WHERE id = $1");
+    let row = sql(text).bind(id.to_string()).row(connection).await?;
     row.as_ref().map(read).transpose()
 }
 
@@ -156,12 +151,9 @@ pub struct Listed {
 const LISTED: &str = "machines.name AS machine_name, requests.wish AS wish
     FROM grants JOIN machines ON machines.id = grants.machine JOIN requests ON requests.id = grants.request";
 
-pub async fn show(connection: &mut AnyConnection, id: GrantId) -> Result<Option<Listed>, StoreError> {
-    let sql = format!("SELECT {COLUMNS}, grants.envelope AS envelope, {LISTED} WHERE grants.id = $1");
-    let row = sqlx::query(AssertSqlSafe(sql))
-        .bind(id.to_string())
-        .fetch_optional(connection)
-        .await?;
+pub async fn show(connection: &mut Connection, id: GrantId) -> Result<Option<Listed>, StoreError> {
+    let text = format!("SELECT {COLUMNS}, grants.envelope AS envelope, {LISTED} WHERE grants.id = $1");
+    let row = sql(text).bind(id.to_string()).row(connection).await?;
     let shown = |row: &AnyRow| {
         Ok(Listed {
             envelope: Some(bytes(row, "envelope")?),
@@ -196,7 +188,7 @@ pub struct Filter {
 
 /// The grants before the grant `before`, newest first.
 pub async fn list(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     filter: &Filter,
     before: Option<GrantId>,
     size: i64,
@@ -217,17 +209,17 @@ pub async fn list(
                WHERE live.not_after > $2 AND live.closed_at IS NULL AND live.refused_at IS NULL)"
         }
     };
-    let sql = format!(
+    let text = format!(
         "SELECT {COLUMNS}, {LISTED} WHERE grants.id < $1 AND {among}{} ORDER BY grants.id DESC LIMIT $3",
         conditions.sql(4)
     );
     // Greater than any id.
     let before = before.map_or_else(|| "~".to_owned(), |id| id.to_string());
-    let query = sqlx::query(AssertSqlSafe(sql))
+    let query = sql(text)
         .bind(before)
         .bind(live_at.map_or(-1, Timestamp::micros))
         .bind(size.saturating_add(1));
-    let rows = conditions.bind(query).fetch_all(connection).await?;
+    let rows = conditions.bind(query).rows(connection).await?;
     let entries = rows.iter().map(listed).collect::<Result<_, _>>()?;
     let weight = |entry: &Listed| {
         let Grant { sources, ports, .. } = &entry.grant;
@@ -238,89 +230,39 @@ pub async fn list(
 
 /// Takes a grant out of the assignment before its time.
 pub async fn end(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     id: GrantId,
     ended: &Ended,
     generation: Generation,
 ) -> Result<(), StoreError> {
     let Ended { at, by, reason } = ended;
-    let left = sqlx::query(
-        "UPDATE grants SET removed_generation = $2 WHERE id = $1 AND ended_at IS NULL AND removed_generation IS NULL
-         RETURNING machine, subject, LENGTH(envelope) AS bytes",
+    held::take_grant(connection, id).await?;
+    sql(
+        "UPDATE grants SET removed_generation = COALESCE(removed_generation, $2), ended_at = $3, ended_by = $4,
+           end_reason = $5
+         WHERE id = $1 AND ended_at IS NULL",
     )
     .bind(id.to_string())
     .bind(from_number(generation.0))
-    .fetch_optional(&mut *connection)
-    .await?;
-    if let Some(row) = left {
-        let (machine, subject) = (parsed(&row, "machine")?, parsed(&row, "subject")?);
-        let amount = Amount {
-            grants: 1,
-            bytes: number(&row, "bytes")?,
-            waiting: 0,
-        };
-        held::take(connection, machine, &subject, amount).await?;
-    }
-    sqlx::query(
-        "UPDATE grants SET ended_at = $2, ended_by = $3, end_reason = $4 WHERE id = $1 AND ended_at IS NULL",
-    )
-    .bind(id.to_string())
     .bind(at.micros())
     .bind(by)
     .bind(reason)
-    .execute(connection)
-    .await?;
-    Ok(())
+    .write(connection)
+    .await
 }
 
 /// The grants of a machine that are assigned and whose time has not run out.
 pub async fn running(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     machine: MachineId,
     now: Timestamp,
 ) -> Result<Vec<Grant>, StoreError> {
-    let sql = format!(
+    let text = format!(
         "SELECT {COLUMNS} FROM grants WHERE machine = $1 AND removed_generation IS NULL AND not_after > $2
          ORDER BY id"
     );
-    let query = sqlx::query(AssertSqlSafe(sql))
-        .bind(machine.to_string())
-        .bind(now.micros());
-    query.fetch_all(connection).await?.iter().map(read).collect()
-}
-
-/// Whose a grant is.
-pub struct Owner {
-    pub machine: MachineId,
-    pub request: RequestId,
-    pub subject: Subject,
-}
-
-/// Whose grants are, of those that are known.
-pub async fn owners(
-    connection: &mut AnyConnection,
-    ids: &[GrantId],
-) -> Result<BTreeMap<GrantId, Owner>, StoreError> {
-    let mut owners = BTreeMap::new();
-    for some in rows::chunks(ids) {
-        let sql = format!(
-            "SELECT id, machine, request, subject FROM grants WHERE id IN (VALUES {})",
-            rows::values(some.len(), 1)
-        );
-        let mut query = sqlx::query(AssertSqlSafe(sql));
-        for id in some {
-            query = query.bind(id.to_string());
-        }
-        for row in query.fetch_all(&mut *connection).await? {
-            let owner = Owner {
-                machine: parsed(&row, "machine")?,
-                request: parsed(&row, "request")?,
-                subject: parsed(&row, "subject")?,
-            };
-            owners.insert(parsed(&row, "id")?, owner);
-        }
-    }
-    Ok(owners)
+    let query = sql(text).bind(machine.to_string()).bind(now.micros());
+    query.rows(connection).await?.iter().map(read).collect()
 }
 
 /// What the host's receipt says.
@@ -342,7 +284,7 @@ pub struct Note {
 
 /// Notes what a host has said of some grants, each once. Receipts come in order, so the last word counts; the
 /// time of the first opening stays.
-pub async fn note(connection: &mut AnyConnection, said: Said, notes: &[Note]) -> Result<(), StoreError> {
+pub async fn note(connection: &mut Connection, said: Said, notes: &[Note]) -> Result<(), StoreError> {
     let set = match said {
         Said::Opened => {
             "opened_at = COALESCE(opened_at, said.at), closed_at = NULL, close_reason = NULL,
@@ -352,16 +294,16 @@ pub async fn note(connection: &mut AnyConnection, said: Said, notes: &[Note]) ->
         Said::Refused => "refused_at = said.at, refuse_reason = said.reason, leaves_at = 0",
     };
     for some in rows::chunks(notes) {
-        let sql = format!(
+        let text = format!(
             "WITH said (grant_id, at, reason) AS (VALUES {})
              UPDATE grants SET {set} FROM said WHERE grants.id = said.grant_id",
             rows::values(some.len(), 3)
         );
-        let mut query = sqlx::query(AssertSqlSafe(sql));
+        let mut query = sql(text);
         for Note { id, at, reason } in some {
             query = query.bind(id.to_string()).bind(at.micros()).bind(reason.as_str());
         }
-        query.execute(&mut *connection).await?;
+        query.write(&mut *connection).await?;
     }
     Ok(())
 }

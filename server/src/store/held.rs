@@ -1,9 +1,9 @@
 //! How much of a machine's assignment is whose, counted as grants come and go.
 
-use nightlatch_core::id::{MachineId, Subject};
-use sqlx::AnyConnection;
+use nightlatch_core::id::{GrantId, MachineId, RequestId, Subject};
 
 use super::StoreError;
+use super::connection::{Connection, sql};
 use super::row::{from_number, number};
 
 /// What a machine holds, or is to hold once it connects.
@@ -18,11 +18,11 @@ pub struct Held {
 }
 
 pub async fn of(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     machine: MachineId,
     subject: &Subject,
 ) -> Result<Held, StoreError> {
-    let row = sqlx::query(
+    let row = sql(
         "SELECT CAST(COALESCE(SUM(CASE WHEN subject = $2 THEN grants + waiting ELSE 0 END), 0) AS BIGINT) AS own,
            CAST(COALESCE(SUM(grants + waiting), 0) AS BIGINT) AS every,
            CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes
@@ -30,7 +30,7 @@ pub async fn of(
     )
     .bind(machine.to_string())
     .bind(subject.as_str())
-    .fetch_one(connection)
+    .one(connection)
     .await?;
     Ok(Held {
         own: number(&row, "own")?,
@@ -39,8 +39,8 @@ pub async fn of(
     })
 }
 
-/// What comes or goes of a person's on a machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What comes of a person's on a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Amount {
     pub(super) grants: u64,
     pub(super) bytes: u64,
@@ -48,7 +48,7 @@ pub(super) struct Amount {
 }
 
 pub(super) async fn add(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     machine: MachineId,
     subject: &Subject,
     amount: Amount,
@@ -58,7 +58,7 @@ pub(super) async fn add(
         bytes,
         waiting,
     } = amount;
-    sqlx::query(
+    sql(
         "INSERT INTO held (machine, subject, grants, bytes, waiting) VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT (machine, subject)
          DO UPDATE SET grants = held.grants + excluded.grants, bytes = held.bytes + excluded.bytes,
@@ -69,37 +69,45 @@ pub(super) async fn add(
     .bind(from_number(grants))
     .bind(from_number(bytes))
     .bind(from_number(waiting))
-    .execute(connection)
+    .write(connection)
     .await?;
     Ok(())
 }
 
-pub(super) async fn take(
-    connection: &mut AnyConnection,
+/// Takes off the grant `$1`, which leaves its machine's assignment with the statement after this one.
+pub(super) async fn take_grant(connection: &mut Connection, grant: GrantId) -> Result<(), StoreError> {
+    let statements = [
+        "UPDATE held SET grants = held.grants - 1, bytes = held.bytes - LENGTH(grants.envelope) FROM grants
+         WHERE grants.id = $1 AND grants.ended_at IS NULL AND grants.removed_generation IS NULL
+           AND held.machine = grants.machine AND held.subject = grants.subject",
+        "DELETE FROM held WHERE grants <= 0 AND waiting <= 0
+           AND (machine, subject) = (SELECT machine, subject FROM grants WHERE id = $1)",
+    ];
+    for statement in statements {
+        sql(statement).bind(grant.to_string()).write(connection).await?;
+    }
+    Ok(())
+}
+
+/// Takes off a request that waits, which the statement after this one settles.
+pub(super) async fn take_waiting(
+    connection: &mut Connection,
+    request: RequestId,
     machine: MachineId,
     subject: &Subject,
-    amount: Amount,
 ) -> Result<(), StoreError> {
-    let Amount {
-        grants,
-        bytes,
-        waiting,
-    } = amount;
-    sqlx::query(
-        "UPDATE held SET grants = grants - $3, bytes = bytes - $4, waiting = waiting - $5
-         WHERE machine = $1 AND subject = $2",
-    )
-    .bind(machine.to_string())
-    .bind(subject.as_str())
-    .bind(from_number(grants))
-    .bind(from_number(bytes))
-    .bind(from_number(waiting))
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query("DELETE FROM held WHERE machine = $1 AND subject = $2 AND grants <= 0 AND waiting <= 0")
-        .bind(machine.to_string())
-        .bind(subject.as_str())
-        .execute(connection)
-        .await?;
+    let statements = [
+        "UPDATE held SET waiting = waiting - 1 WHERE machine = $1 AND subject = $2 AND EXISTS
+           (SELECT 1 FROM outcomes WHERE request = $3 AND machine = $1 AND state = 'waiting')",
+        "DELETE FROM held WHERE machine = $1 AND subject = $2 AND grants <= 0 AND waiting <= 0",
+    ];
+    for statement in statements {
+        sql(statement)
+            .bind(machine.to_string())
+            .bind(subject.as_str())
+            .bind(request.to_string())
+            .write(connection)
+            .await?;
+    }
     Ok(())
 }

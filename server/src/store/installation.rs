@@ -2,9 +2,9 @@
 
 use nightlatch_core::id::InstallationId;
 use nightlatch_core::time::Timestamp;
-use sqlx::AnyConnection;
 
 use super::StoreError;
+use super::connection::{Connection, sql};
 use super::row::{json, parsed, to_json, unreadable};
 
 pub struct Installation {
@@ -14,23 +14,23 @@ pub struct Installation {
 }
 
 pub async fn create(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     installation: &Installation,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let Installation { id, host_names } = installation;
-    sqlx::query("INSERT INTO installation (only, id, host_names, created_at) VALUES (1, $1, $2, $3)")
+    sql("INSERT INTO installation (only, id, host_names, created_at) VALUES (1, $1, $2, $3)")
         .bind(id.to_string())
         .bind(to_json(host_names))
         .bind(now.micros())
-        .execute(connection)
+        .write(connection)
         .await?;
     Ok(())
 }
 
-pub async fn read(connection: &mut AnyConnection) -> Result<Installation, StoreError> {
-    let row = sqlx::query("SELECT id, host_names FROM installation")
-        .fetch_optional(connection)
+pub async fn read(connection: &mut Connection) -> Result<Installation, StoreError> {
+    let row = sql("SELECT id, host_names FROM installation")
+        .row(connection)
         .await?;
     let row = row.ok_or_else(|| unreadable("installation", "missing"))?;
     Ok(Installation {

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sqlx::{AnyConnection, Connection, Executor};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 use tokio::time::timeout;
 
+use super::connection::{Connection, sql};
 use super::{PATIENCE, StoreError};
 
 /// Changes that share a flush.
@@ -35,9 +35,8 @@ pub(super) struct Line {
 /// The connection, and what was done on it and is not yet on disk.
 struct Writer {
     /// `None`: closed.
-    connection: Option<AnyConnection>,
-    /// Whether a transaction is open.
-    is_open: bool,
+    connection: Option<Connection>,
+    /// Whoever waits for what is done in the open transaction. Between turns there is one if anybody does.
     together: Vec<oneshot::Sender<Result<(), String>>>,
 }
 
@@ -57,11 +56,10 @@ impl Drop for Waiting<'_> {
 }
 
 impl Line {
-    pub(super) fn new(connection: AnyConnection) -> Self {
+    pub(super) fn new(connection: Connection) -> Self {
         Self {
             connection: Arc::new(Mutex::new(Writer {
                 connection: Some(connection),
-                is_open: false,
                 together: Vec::new(),
             })),
             waiting: Arc::default(),
@@ -75,9 +73,12 @@ impl Line {
         let writer = timeout(PATIENCE, self.connection.clone().lock_owned()).await;
         let mut writer = writer.map_err(|_elapsed| StoreError::Busy(PATIENCE))?;
         drop(waiting);
-        let begin = if writer.is_open { BEGIN_ANOTHER } else { BEGIN };
-        writer.execute(begin).await?;
-        writer.is_open = true;
+        let begin = if writer.together.is_empty() {
+            BEGIN
+        } else {
+            BEGIN_ANOTHER
+        };
+        writer.connection()?.begin(begin);
         Ok(Turn {
             line: self.clone(),
             writer: Some(writer),
@@ -88,7 +89,7 @@ impl Line {
     pub(super) async fn close(&self) {
         let mut writer = self.connection.lock().await;
         if !writer.together.is_empty() {
-            writer.flush("COMMIT").await.unwrap_or_default();
+            writer.flush().await;
         }
         if let Some(connection) = writer.connection.take() {
             // What is on disk is whole, whatever closing says.
@@ -98,41 +99,51 @@ impl Line {
 }
 
 impl Writer {
-    fn connection(&mut self) -> Result<&mut AnyConnection, StoreError> {
+    fn connection(&mut self) -> Result<&mut Connection, StoreError> {
         self.connection.as_mut().ok_or(StoreError::Closed)
     }
 
-    async fn execute(&mut self, sql: &'static str) -> Result<(), StoreError> {
-        self.connection()?.execute(sql).await?;
+    async fn execute(&mut self, text: &'static str) -> Result<(), StoreError> {
+        sql(text).rows(self.connection()?).await?;
         Ok(())
     }
 
-    /// Puts all that was done on disk, or nothing of it, and tells those who wait for it.
-    async fn flush(&mut self, sql: &'static str) -> Result<(), StoreError> {
-        let flushed = self.execute(sql).await;
-        self.is_open = false;
-        if flushed.is_err() {
-            // The transaction may be gone already.
-            self.execute("ROLLBACK").await.unwrap_or_default();
+    /// Puts all that was done on disk, or nothing of it.
+    async fn flush(&mut self) {
+        match self.execute("COMMIT").await {
+            Ok(()) => self.tell(&Ok(())),
+            Err(error) => self.lose(&error).await,
         }
+    }
+
+    /// Tells those who wait what became of what they have done.
+    fn tell(&mut self, outcome: &Result<(), String>) {
         for waiting in self.together.drain(..) {
-            let told = match &flushed {
-                Ok(()) => Ok(()),
-                Err(error) => Err(error.to_string()),
-            };
             // Nobody need wait any longer.
-            drop(waiting.send(told));
+            drop(waiting.send(outcome.clone()));
         }
-        flushed
+    }
+
+    async fn lose(&mut self, why: &StoreError) {
+        // The transaction may be gone already.
+        self.execute("ROLLBACK").await.unwrap_or_default();
+        self.tell(&Err(why.to_string()));
     }
 
     /// Undoes the change that has the turn. What others did before it stays.
     async fn undo(&mut self) {
-        if self.execute(UNDO).await.is_err() {
+        let Some(connection) = self.connection.as_mut() else {
+            return;
+        };
+        connection.forget();
+        if !connection.has_begun() {
+            return;
+        }
+        if let Err(error) = self.execute(UNDO).await {
             // The transaction was rolled back as a whole, so the others' work is lost, too.
-            self.flush("RELEASE change").await.unwrap_or_default();
+            self.lose(&error).await;
         } else if self.together.is_empty() {
-            self.flush("ROLLBACK").await.unwrap_or_default();
+            self.execute("ROLLBACK").await.unwrap_or_default();
         }
     }
 }
@@ -142,7 +153,7 @@ impl Turn {
         clippy::expect_used,
         reason = "a turn begins with a connection, which only its end takes"
     )]
-    pub(super) fn connection(&mut self) -> &mut AnyConnection {
+    pub(super) fn connection(&mut self) -> &mut Connection {
         let connection = self.writer.as_mut().and_then(|writer| writer.connection.as_mut());
         connection.expect("a turn that has not ended has a connection")
     }
@@ -156,12 +167,15 @@ impl Turn {
         // Carried through even if whoever changed something goes away.
         let finished = tokio::spawn(async move {
             let others_wait = line.waiting.load(Ordering::SeqCst) > 0;
-            if !others_wait || writer.together.len() >= MOST_TOGETHER {
-                return writer.flush(FINISH_AND_FLUSH).await;
-            }
-            if let Err(error) = writer.execute(FINISH).await {
+            let is_last = !others_wait || writer.together.len() >= MOST_TOGETHER;
+            let end = if is_last { FINISH_AND_FLUSH } else { FINISH };
+            if let Err(error) = writer.connection()?.end(end).await {
                 writer.undo().await;
                 return Err(error);
+            }
+            if is_last {
+                writer.tell(&Ok(()));
+                return Ok(());
             }
             let (sender, receiver) = oneshot::channel();
             writer.together.push(sender);
@@ -184,8 +198,7 @@ impl Line {
             }
             let mut writer = self.connection.lock().await;
             if !writer.together.is_empty() {
-                // What it fails with is told through the receiver.
-                writer.flush("COMMIT").await.unwrap_or_default();
+                writer.flush().await;
             }
         }
     }

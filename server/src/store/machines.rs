@@ -10,9 +10,9 @@ use nightlatch_core::time::Timestamp;
 use nightlatch_proto::convert::agent::HostState;
 use nightlatch_proto::convert::resource::MachineRef;
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, AssertSqlSafe};
 
 use super::StoreError;
+use super::connection::{Connection, sql};
 use super::json::{StoredCeiling, StoredPolicy};
 use super::page::Page;
 use super::row::{
@@ -119,21 +119,18 @@ fn machine(row: &AnyRow) -> Result<Machine, StoreError> {
 }
 
 /// A machine by id, also a retired one, or by the name it has now.
-pub async fn find(connection: &mut AnyConnection, which: &MachineRef) -> Result<Option<Machine>, StoreError> {
+pub async fn find(connection: &mut Connection, which: &MachineRef) -> Result<Option<Machine>, StoreError> {
     let (condition, value) = match which {
         MachineRef::Id(id) => ("id = $1", id.to_string()),
         MachineRef::Name(name) => ("name = $1 AND retired_at IS NULL", name.to_string()),
     };
-    let sql = format!("SELECT {COLUMNS} FROM machines WHERE {condition}");
-    let row = sqlx::query(AssertSqlSafe(sql))
-        .bind(value)
-        .fetch_optional(connection)
-        .await?;
+    let text = format!("SELECT {COLUMNS} FROM machines WHERE {condition}");
+    let row = sql(text).bind(value).row(connection).await?;
     row.as_ref().map(machine).transpose()
 }
 
 /// The machine of an id that came from the store itself.
-pub async fn by_id(connection: &mut AnyConnection, id: MachineId) -> Result<Machine, StoreError> {
+pub async fn by_id(connection: &mut Connection, id: MachineId) -> Result<Machine, StoreError> {
     find(connection, &MachineRef::Id(id))
         .await?
         .ok_or_else(|| unreadable("machine", format_args!("{id} missing")))
@@ -147,20 +144,20 @@ pub struct Listed {
 
 /// The machines after the name `after`, ordered by name.
 pub async fn list(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     after: Option<MachineName>,
     size: i64,
     now: Timestamp,
 ) -> Result<Page<Listed>, StoreError> {
-    let sql = format!(
+    let text = format!(
         "SELECT {COLUMNS}, {OPEN_GRANTS} FROM machines
          WHERE retired_at IS NULL AND name > $2 ORDER BY name LIMIT $3"
     );
-    let rows = sqlx::query(AssertSqlSafe(sql))
+    let rows = sql(text)
         .bind(now.micros())
         .bind(after.as_ref().map(MachineName::as_str).unwrap_or_default())
         .bind(size.saturating_add(1))
-        .fetch_all(connection)
+        .rows(connection)
         .await?;
     let entries = rows.iter().map(listed).collect::<Result<_, _>>()?;
     let weight = |entry: &Listed| {
@@ -181,20 +178,13 @@ pub async fn list(
 
 /// One machine, as in the list.
 pub async fn show(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     id: MachineId,
     now: Timestamp,
 ) -> Result<Option<Listed>, StoreError> {
-    let sql = format!("SELECT {COLUMNS}, {OPEN_GRANTS} FROM machines WHERE id = $2");
-    let query = sqlx::query(AssertSqlSafe(sql))
-        .bind(now.micros())
-        .bind(id.to_string());
-    query
-        .fetch_optional(connection)
-        .await?
-        .as_ref()
-        .map(listed)
-        .transpose()
+    let text = format!("SELECT {COLUMNS}, {OPEN_GRANTS} FROM machines WHERE id = $2");
+    let query = sql(text).bind(now.micros()).bind(id.to_string());
+    query.row(connection).await?.as_ref().map(listed).transpose()
 }
 
 const OPEN_GRANTS: &str = "(SELECT COUNT(*) FROM grants WHERE grants.machine = machines.id
@@ -216,7 +206,7 @@ pub struct NewMachine {
 }
 
 pub async fn create(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     machine: &NewMachine,
     now: Timestamp,
 ) -> Result<(), StoreError> {
@@ -226,7 +216,7 @@ pub async fn create(
         fingerprint,
         receipt_key,
     } = machine;
-    sqlx::query(
+    sql(
         "INSERT INTO machines (id, name, fingerprint, receipt_key, created_at, generation, policy_epoch,
            policy_number, receipt_sequence, receipt_sha256)
          VALUES ($1, $2, $3, $4, $5, 0, 0, 0, 0, '')",
@@ -236,57 +226,57 @@ pub async fn create(
     .bind(fingerprint)
     .bind(receipt_key.to_spki())
     .bind(now.micros())
-    .execute(connection)
+    .write(connection)
     .await?;
     Ok(())
 }
 
 /// From now on another certificate counts.
 pub async fn set_fingerprint(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     id: MachineId,
     fingerprint: &str,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE machines SET fingerprint = $2 WHERE id = $1")
+    sql("UPDATE machines SET fingerprint = $2 WHERE id = $1")
         .bind(id.to_string())
         .bind(fingerprint)
-        .execute(connection)
+        .write(connection)
         .await?;
     Ok(())
 }
 
 /// Takes the name and the certificate away.
-pub async fn retire(connection: &mut AnyConnection, id: MachineId, now: Timestamp) -> Result<(), StoreError> {
-    sqlx::query("UPDATE machines SET retired_at = $2 WHERE id = $1")
+pub async fn retire(connection: &mut Connection, id: MachineId, now: Timestamp) -> Result<(), StoreError> {
+    sql("UPDATE machines SET retired_at = $2 WHERE id = $1")
         .bind(id.to_string())
         .bind(now.micros())
-        .execute(connection)
+        .write(connection)
         .await?;
     Ok(())
 }
 
 pub async fn set_generation(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     id: MachineId,
     generation: Generation,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE machines SET generation = $2 WHERE id = $1")
+    sql("UPDATE machines SET generation = $2 WHERE id = $1")
         .bind(id.to_string())
         .bind(from_number(generation.0))
-        .execute(connection)
+        .write(connection)
         .await?;
     Ok(())
 }
 
 /// What a Hello says.
 pub async fn heard(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     id: MachineId,
     address: &str,
     state: &HostState,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    sql(
         "UPDATE machines SET last_seen_at = $2, address = $3, agent_version = $4, kernel_version = $5,
            host_guarded = $6, ceiling = $7
          WHERE id = $1",
@@ -298,16 +288,16 @@ pub async fn heard(
     .bind(&state.kernel_version)
     .bind(to_json(&state.host_guarded))
     .bind(to_json(&state.ceiling.as_ref().map(StoredCeiling::from)))
-    .execute(connection)
+    .write(connection)
     .await?;
     Ok(())
 }
 
-pub async fn seen(connection: &mut AnyConnection, id: MachineId, now: Timestamp) -> Result<(), StoreError> {
-    sqlx::query("UPDATE machines SET last_seen_at = $2 WHERE id = $1")
+pub async fn seen(connection: &mut Connection, id: MachineId, now: Timestamp) -> Result<(), StoreError> {
+    sql("UPDATE machines SET last_seen_at = $2 WHERE id = $1")
         .bind(id.to_string())
         .bind(now.micros())
-        .execute(connection)
+        .write(connection)
         .await?;
     Ok(())
 }
@@ -321,7 +311,7 @@ pub struct SignedPolicy<'p> {
 }
 
 pub async fn set_policy(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     id: MachineId,
     signed: SignedPolicy<'_>,
     now: Timestamp,
@@ -332,7 +322,7 @@ pub async fn set_policy(
         envelope,
         generation,
     } = signed;
-    sqlx::query(
+    sql(
         "UPDATE machines SET policy = $2, policy_epoch = $3, policy_number = $4, policy_envelope = $5,
            generation = $6, policy_updated_at = $7
          WHERE id = $1",
@@ -344,36 +334,34 @@ pub async fn set_policy(
     .bind(envelope)
     .bind(from_number(generation.0))
     .bind(now.micros())
-    .execute(connection)
+    .write(connection)
     .await?;
     Ok(())
 }
 
 pub async fn policy_envelope(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     id: MachineId,
 ) -> Result<Option<Vec<u8>>, StoreError> {
-    let row = sqlx::query("SELECT policy_envelope FROM machines WHERE id = $1")
+    let row = sql("SELECT policy_envelope FROM machines WHERE id = $1")
         .bind(id.to_string())
-        .fetch_one(connection)
+        .one(connection)
         .await?;
     maybe_bytes(&row, "policy_envelope")
 }
 
 pub async fn set_last_receipt(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     id: MachineId,
     last: &LastReceipt,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE machines SET receipt_sequence = $2, receipt_sha256 = $3, last_seen_at = $4 WHERE id = $1",
-    )
-    .bind(id.to_string())
-    .bind(from_number(last.sequence))
-    .bind(&last.sha256)
-    .bind(now.micros())
-    .execute(connection)
-    .await?;
+    sql("UPDATE machines SET receipt_sequence = $2, receipt_sha256 = $3, last_seen_at = $4 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(from_number(last.sequence))
+        .bind(&last.sha256)
+        .bind(now.micros())
+        .write(connection)
+        .await?;
     Ok(())
 }

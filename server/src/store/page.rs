@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sqlx::any::{Any, AnyArguments};
-use sqlx::query::Query;
+
+use super::connection::Statement;
 
 /// The page size where a call names none.
 pub const DEFAULT_SIZE: i64 = 100;
@@ -88,7 +88,7 @@ impl Conditions {
         (first..).zip(&self.columns).map(clause).collect()
     }
 
-    pub(super) fn bind<'q>(self, query: Query<'q, Any, AnyArguments>) -> Query<'q, Any, AnyArguments> {
+    pub(super) fn bind(self, query: Statement) -> Statement {
         self.values
             .into_iter()
             .fold(query, |query, value| query.bind(value))

@@ -9,10 +9,10 @@ use nightlatch_core::time::Timestamp;
 use nightlatch_proto::convert::access::Repeatable;
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, AssertSqlSafe};
 use uuid::Uuid;
 
 use super::StoreError;
+use super::connection::{Connection, sql};
 use super::grants::{self, Grant};
 use super::held::{self, Amount};
 use super::page::{Conditions, Page};
@@ -104,7 +104,7 @@ pub struct Outcome {
 }
 
 pub async fn create(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     request: &Request,
     repeatable: Option<&Repeatable>,
 ) -> Result<(), StoreError> {
@@ -124,7 +124,7 @@ pub async fn create(
         span,
         justification,
     };
-    sqlx::query(
+    sql(
         "INSERT INTO requests (id, subject, created_at, wish, request_key, body_sha256)
          VALUES ($1, $2, $3, $4, $5, $6)",
     )
@@ -134,23 +134,23 @@ pub async fn create(
     .bind(to_json(&wish))
     .bind(repeatable.map(|repeatable| repeatable.id.to_string()))
     .bind(repeatable.map(|repeatable| signing::hex(&repeatable.body)))
-    .execute(connection)
+    .write(connection)
     .await?;
     Ok(())
 }
 
 /// The request that a person's call with this id has made, and the SHA-256 of what was asked for.
 pub async fn find_repeated(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     subject: &Subject,
     key: Uuid,
 ) -> Result<Option<(Request, String)>, StoreError> {
-    let row = sqlx::query(
+    let row = sql(
         "SELECT id, subject, created_at, wish, body_sha256 FROM requests WHERE subject = $1 AND request_key = $2",
     )
     .bind(subject.as_str())
     .bind(key.to_string())
-    .fetch_optional(connection)
+    .row(connection)
     .await?;
     let found = |row: &AnyRow| Ok((request(row)?, text(row, "body_sha256")?));
     row.as_ref().map(found).transpose()
@@ -163,7 +163,7 @@ const ONE_WAITING: Amount = Amount {
 };
 
 pub async fn add_outcome(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     request: &Request,
     position: u64,
     machine: MachineId,
@@ -174,16 +174,14 @@ pub async fn add_outcome(
     } else {
         None
     };
-    sqlx::query(
-        "INSERT INTO outcomes (request, position, machine, state, grant_id) VALUES ($1, $2, $3, $4, $5)",
-    )
-    .bind(request.id.to_string())
-    .bind(from_number(position))
-    .bind(machine.to_string())
-    .bind(fate.state())
-    .bind(grant)
-    .execute(&mut *connection)
-    .await?;
+    sql("INSERT INTO outcomes (request, position, machine, state, grant_id) VALUES ($1, $2, $3, $4, $5)")
+        .bind(request.id.to_string())
+        .bind(from_number(position))
+        .bind(machine.to_string())
+        .bind(fate.state())
+        .bind(grant)
+        .write(&mut *connection)
+        .await?;
     if *fate == Fate::Waiting {
         held::add(connection, machine, &request.subject, ONE_WAITING).await?;
     }
@@ -192,7 +190,7 @@ pub async fn add_outcome(
 
 /// Settles what was waiting on a machine.
 pub async fn settle(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     request: &Request,
     machine: MachineId,
     fate: &Fate,
@@ -203,7 +201,8 @@ pub async fn settle(
         Fate::Signed(grant) => (Some(grant.to_string()), None, None),
         Fate::Denied { reason, message } => (None, Some(reason), Some(message)),
     };
-    let settled = sqlx::query(
+    held::take_waiting(connection, request.id, machine, &request.subject).await?;
+    sql(
         "UPDATE outcomes SET state = $3, grant_id = $4, reason = $5, message = $6
          WHERE request = $1 AND machine = $2 AND state = 'waiting'",
     )
@@ -213,52 +212,44 @@ pub async fn settle(
     .bind(grant)
     .bind(reason)
     .bind(message)
-    .execute(&mut *connection)
-    .await?;
-    if settled.rows_affected() > 0 {
-        held::take(connection, machine, &request.subject, ONE_WAITING).await?;
-    }
-    Ok(())
+    .write(connection)
+    .await
 }
 
-pub async fn find(connection: &mut AnyConnection, id: RequestId) -> Result<Option<Request>, StoreError> {
-    let row = sqlx::query("SELECT id, subject, created_at, wish FROM requests WHERE id = $1")
+pub async fn find(connection: &mut Connection, id: RequestId) -> Result<Option<Request>, StoreError> {
+    let row = sql("SELECT id, subject, created_at, wish FROM requests WHERE id = $1")
         .bind(id.to_string())
-        .fetch_optional(connection)
+        .row(connection)
         .await?;
     row.as_ref().map(request).transpose()
 }
 
 /// The requests that wait for a machine, oldest first.
 pub async fn waiting_for(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     machine: MachineId,
 ) -> Result<Vec<Request>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT id, subject, created_at, wish FROM requests
-         WHERE id IN (SELECT request FROM outcomes WHERE machine = $1 AND state = 'waiting') ORDER BY id",
-    )
+    let rows = sql("SELECT id, subject, created_at, wish FROM requests
+         WHERE id IN (SELECT request FROM outcomes WHERE machine = $1 AND state = 'waiting') ORDER BY id")
     .bind(machine.to_string())
-    .fetch_all(connection)
+    .rows(connection)
     .await?;
     rows.iter().map(request).collect()
 }
 
 /// Those that were asked for up to a moment.
 pub async fn waiting_since(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     machine: MachineId,
     until: Timestamp,
 ) -> Result<Vec<Request>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT requests.id, subject, created_at, wish
+    let rows = sql("SELECT requests.id, subject, created_at, wish
          FROM outcomes JOIN requests ON requests.id = outcomes.request
          WHERE outcomes.machine = $1 AND outcomes.state = 'waiting' AND created_at <= $2
-         ORDER BY requests.id",
-    )
+         ORDER BY requests.id")
     .bind(machine.to_string())
     .bind(until.micros())
-    .fetch_all(connection)
+    .rows(connection)
     .await?;
     rows.iter().map(request).collect()
 }
@@ -273,7 +264,7 @@ pub struct Filter {
 
 /// Newest first, those with a smaller id than `before`.
 pub async fn list(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     filter: &Filter,
     before: Option<RequestId>,
     size: i64,
@@ -287,7 +278,7 @@ pub async fn list(
     conditions.equal("subject", subject.as_ref().map(ToString::to_string));
     conditions.equal("outcomes.machine", machine.map(|id| id.to_string()));
     conditions.equal("outcomes.state", waiting_after.map(|_| "waiting".to_owned()));
-    let sql = format!(
+    let text = format!(
         "SELECT DISTINCT requests.id, subject, created_at, wish
          FROM requests JOIN outcomes ON outcomes.request = requests.id
          WHERE requests.id < $1 AND requests.created_at > $3{} ORDER BY requests.id DESC LIMIT $2",
@@ -295,11 +286,11 @@ pub async fn list(
     );
     // Greater than any id.
     let before = before.map_or_else(|| "~".to_owned(), |id| id.to_string());
-    let query = sqlx::query(AssertSqlSafe(sql))
+    let query = sql(text)
         .bind(before)
         .bind(size.saturating_add(1))
         .bind(waiting_after.map_or(i64::MIN, Timestamp::micros));
-    let rows = conditions.bind(query).fetch_all(connection).await?;
+    let rows = conditions.bind(query).rows(connection).await?;
     let entries = rows.iter().map(request).collect::<Result<_, _>>()?;
     // Each may have 64 machines with a sentence.
     let weight = |_: &Request| 24 * 1024;
@@ -332,11 +323,8 @@ fn request(row: &AnyRow) -> Result<Request, StoreError> {
 }
 
 /// What became of a request, in the order its machines were named.
-pub async fn outcomes(
-    connection: &mut AnyConnection,
-    request: RequestId,
-) -> Result<Vec<Outcome>, StoreError> {
-    let sql = format!(
+pub async fn outcomes(connection: &mut Connection, request: RequestId) -> Result<Vec<Outcome>, StoreError> {
+    let text = format!(
         "SELECT outcomes.machine AS outcome_machine, outcomes.state AS outcome_state,
            outcomes.grant_id AS outcome_grant, outcomes.reason AS outcome_reason,
            outcomes.message AS outcome_message, machines.name AS machine_name,
@@ -346,10 +334,7 @@ pub async fn outcomes(
          WHERE outcomes.request = $1 ORDER BY outcomes.position",
         grants::COLUMNS
     );
-    let rows = sqlx::query(AssertSqlSafe(sql))
-        .bind(request.to_string())
-        .fetch_all(connection)
-        .await?;
+    let rows = sql(text).bind(request.to_string()).rows(connection).await?;
     rows.iter().map(outcome).collect()
 }
 

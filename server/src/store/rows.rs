@@ -12,15 +12,10 @@ pub(super) fn chunks<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
     })
 }
 
-/// `($1, $2), ($3, $4)`
+/// `(?, ?), (?, ?)`
 pub(super) fn values(rows: usize, columns: usize) -> String {
-    let row = |row: usize| {
-        let places: Vec<String> = (1..=columns)
-            .map(|column| format!("${}", row * columns + column))
-            .collect();
-        format!("({})", places.join(", "))
-    };
-    (0..rows).map(row).collect::<Vec<_>>().join(", ")
+    let row = format!("({})", vec!["?"; columns].join(", "));
+    vec![row.as_str(); rows].join(", ")
 }
 
 #[cfg(test)]
@@ -33,6 +28,6 @@ mod tests {
             let rows: Vec<usize> = (0..count).collect();
             assert_eq!(chunks(&rows).collect::<Vec<_>>().concat(), rows);
         }
-        assert_eq!(values(2, 2), "($1, $2), ($3, $4)");
+        assert_eq!(values(2, 2), "(?, ?), (?, ?)");
     }
 }

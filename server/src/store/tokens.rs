@@ -2,9 +2,9 @@
 
 use nightlatch_core::id::{MachineId, MachineName};
 use nightlatch_core::time::Timestamp;
-use sqlx::AnyConnection;
 
 use super::StoreError;
+use super::connection::{Connection, sql};
 use super::row::{maybe_parsed, maybe_text, maybe_time, number, time};
 
 pub struct Token {
@@ -25,7 +25,7 @@ pub struct Use {
     pub keys_sha256: String,
 }
 
-pub async fn create(connection: &mut AnyConnection, token: &Token, now: Timestamp) -> Result<(), StoreError> {
+pub async fn create(connection: &mut Connection, token: &Token, now: Timestamp) -> Result<(), StoreError> {
     let Token {
         secret_sha256,
         machine_name,
@@ -33,7 +33,7 @@ pub async fn create(connection: &mut AnyConnection, token: &Token, now: Timestam
         expires_at,
         used: _,
     } = token;
-    sqlx::query(
+    sql(
         "INSERT INTO tokens (secret_sha256, machine_name, may_replace, created_at, expires_at)
          VALUES ($1, $2, $3, $4, $5)",
     )
@@ -42,18 +42,18 @@ pub async fn create(connection: &mut AnyConnection, token: &Token, now: Timestam
     .bind(i64::from(*may_replace))
     .bind(now.micros())
     .bind(expires_at.micros())
-    .execute(connection)
+    .write(connection)
     .await?;
     Ok(())
 }
 
-pub async fn find(connection: &mut AnyConnection, secret_sha256: &str) -> Result<Option<Token>, StoreError> {
-    let row = sqlx::query(
+pub async fn find(connection: &mut Connection, secret_sha256: &str) -> Result<Option<Token>, StoreError> {
+    let row = sql(
         "SELECT machine_name, may_replace, expires_at, used_at, machine, keys_sha256 FROM tokens
          WHERE secret_sha256 = $1",
     )
     .bind(secret_sha256)
-    .fetch_optional(connection)
+    .row(connection)
     .await?;
     let token = |row| {
         let used = |at| {
@@ -75,7 +75,7 @@ pub async fn find(connection: &mut AnyConnection, secret_sha256: &str) -> Result
 }
 
 pub async fn mark_used(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     secret_sha256: &str,
     used: &Use,
 ) -> Result<(), StoreError> {
@@ -84,12 +84,12 @@ pub async fn mark_used(
         machine,
         keys_sha256,
     } = used;
-    sqlx::query("UPDATE tokens SET used_at = $2, machine = $3, keys_sha256 = $4 WHERE secret_sha256 = $1")
+    sql("UPDATE tokens SET used_at = $2, machine = $3, keys_sha256 = $4 WHERE secret_sha256 = $1")
         .bind(secret_sha256)
         .bind(at.micros())
         .bind(machine.map(|id| id.to_string()))
         .bind(keys_sha256)
-        .execute(connection)
+        .write(connection)
         .await?;
     Ok(())
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use nightlatch_core::id::Subject;
 use nightlatch_core::rights::Role;
 use nightlatch_core::time::Timestamp;
-use sqlx::AnyConnection;
 
 use super::StoreError;
+use super::connection::{Connection, sql};
 use super::row::{json, text, to_json};
 
 pub struct User {
@@ -17,13 +17,13 @@ pub struct User {
 
 /// An earlier certificate of the same name no longer counts.
 pub async fn put(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     subject: &Subject,
     user: &User,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let User { roles, fingerprint } = user;
-    sqlx::query(
+    sql(
         "INSERT INTO users (subject, roles, fingerprint, issued_at) VALUES ($1, $2, $3, $4)
          ON CONFLICT (subject) DO UPDATE SET roles = $2, fingerprint = $3, issued_at = $4",
     )
@@ -31,15 +31,15 @@ pub async fn put(
     .bind(to_json(roles))
     .bind(fingerprint)
     .bind(now.micros())
-    .execute(connection)
+    .write(connection)
     .await?;
     Ok(())
 }
 
-pub async fn find(connection: &mut AnyConnection, subject: &Subject) -> Result<Option<User>, StoreError> {
-    let row = sqlx::query("SELECT roles, fingerprint FROM users WHERE subject = $1")
+pub async fn find(connection: &mut Connection, subject: &Subject) -> Result<Option<User>, StoreError> {
+    let row = sql("SELECT roles, fingerprint FROM users WHERE subject = $1")
         .bind(subject.as_str())
-        .fetch_optional(connection)
+        .row(connection)
         .await?;
     row.map(|row| {
         Ok(User {

@@ -3,7 +3,7 @@ use std::time::Duration;
 use nightlatch_proto::pb;
 use nightlatch_server::clock::Clock;
 use nightlatch_server::state::DATABASE;
-use nightlatch_server::store::{Store, grants, machines};
+use nightlatch_server::store::{Store, grants, installation, machines};
 use pb::GrantState::{Closing, Ended, Open};
 use pb::connect_response::Message as Answer;
 use tokio::sync::mpsc::WeakSender;
@@ -92,7 +92,8 @@ async fn a_revoke_whose_caller_goes_away_is_carried_through() {
         .await
         .unwrap();
     // The revoke has to wait for this change, and its caller does not.
-    let change = store.change().await.unwrap();
+    let mut change = store.change().await.unwrap();
+    installation::read(change.connection()).await.unwrap();
     let call = pb::RevokeGrantRequest {
         name: grant.clone(),
         wait: Some(seconds(10)),
