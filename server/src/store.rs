@@ -22,6 +22,8 @@ pub mod tokens;
 pub mod users;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nightlatch_core::audit::Event;
@@ -29,6 +31,7 @@ use nightlatch_core::id::Subject;
 use sqlx::any::AnyConnectOptions;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{AnyConnection, ConnectOptions, Connection as _, Executor, SqlSafeStr};
+use tracing::debug;
 use tracing::log::LevelFilter;
 
 use self::connection::{Connection, sql};
@@ -38,6 +41,8 @@ use self::readers::{Reader, Readers};
 
 const READERS: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(5);
+/// After so many commits the log is moved into the database, by none of them.
+const TIDY_EACH: usize = 64;
 
 /// What can go wrong between the server and its store. The caller only learns that it is unavailable.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +68,7 @@ pub enum StoreError {
 pub struct Store {
     writer: Line,
     readers: Readers,
+    commits: Arc<AtomicUsize>,
 }
 
 impl Store {
@@ -88,6 +94,7 @@ impl Store {
         Ok(Self {
             writer: Line::new(Connection::over(writer)),
             readers,
+            commits: Arc::default(),
         })
     }
 
@@ -136,7 +143,26 @@ impl Store {
         Ok(Change {
             turn: self.writer.turn().await?,
             events: Vec::new(),
+            store: self.clone(),
         })
+    }
+
+    /// Moves what was committed from the log into the database now and then, while others read and write.
+    fn tidy(&self) {
+        if !(self.commits.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(TIDY_EACH) {
+            return;
+        }
+        let store = self.clone();
+        tokio::spawn(async move {
+            let tidied = async {
+                let mut reader = store.read().await?;
+                sql("PRAGMA wal_checkpoint(PASSIVE)").rows(&mut reader).await
+            };
+            if let Err(error) = tidied.await {
+                // The next one, or a commit that finds the log too long, does it.
+                debug!(%error, "the database's log was not moved into it");
+            }
+        });
     }
 
     /// Waits until nothing is under way and closes the file.
@@ -151,6 +177,7 @@ impl Store {
 pub struct Change {
     turn: Turn,
     events: Vec<Written>,
+    store: Store,
 }
 
 impl Change {
@@ -171,7 +198,9 @@ impl Change {
     pub async fn commit(mut self) -> Result<(), StoreError> {
         let events = std::mem::take(&mut self.events);
         events::record_all(self.connection(), &events).await?;
-        self.turn.finish().await
+        self.turn.finish().await?;
+        self.store.tidy();
+        Ok(())
     }
 }
 
@@ -189,6 +218,8 @@ async fn prepare(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
         "PRAGMA journal_mode = WAL",
         "PRAGMA synchronous = FULL",
         "PRAGMA foreign_keys = ON",
+        // Pages in the log, from which on the commit itself moves them. See `Store::tidy`.
+        "PRAGMA wal_autocheckpoint = 8000",
     ] {
         connection.execute(pragma).await?;
     }
