@@ -1,6 +1,8 @@
 //! A connected agent: Hello, then whatever comes first of messages, wake-ups and the end.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use nightlatch_core::assignment::Generation;
@@ -37,6 +39,11 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Reports of one connection that are written down.
 const MOST_REPORTS: u32 = 100;
 const MOST_RECEIPTS: usize = 1000;
+/// No more messages of receipts join a change that has so many. Their bytes are bounded by what flow control lets wait.
+const TOGETHER: usize = 512;
+
+/// A message; `None` at the end of the stream.
+type Heard = Option<pb::ConnectRequest>;
 
 pub(super) struct Session {
     agents: Arc<Agents>,
@@ -199,7 +206,7 @@ impl Session {
             }
             let answer_by = course.in_flight.as_ref().map(|in_flight| in_flight.answer_by);
             let step = tokio::select! {
-                message = self.incoming.message() => self.hear(&mut course, message).await,
+                message = self.incoming.message() => self.hear_all(&mut course, message).await,
                 changed = presence.assignment.changed() => {
                     course.is_due = true;
                     // The fleet lives as long as the server.
@@ -254,12 +261,42 @@ impl Session {
         Ok(())
     }
 
-    async fn hear(
-        &self,
-        course: &mut Course,
-        message: Result<Option<pb::ConnectRequest>, Status>,
-    ) -> Result<(), End> {
-        let Some(request) = message.map_err(left)? else {
+    /// Hears what has come. Receipts that are there already, one message behind the other, share a change.
+    async fn hear_all(&mut self, course: &mut Course, message: Result<Heard, Status>) -> Result<(), End> {
+        let mut receipts = match message.map_err(left)? {
+            Some(pb::ConnectRequest {
+                message: Some(Said::Receipts(receipts)),
+            }) => bounded(receipts)?,
+            other => return self.hear(course, other).await,
+        };
+        let mut next = None;
+        while receipts.len() < TOGETHER && next.is_none() {
+            match self.incoming_now() {
+                None => break,
+                Some(Ok(Some(pb::ConnectRequest {
+                    message: Some(Said::Receipts(more)),
+                }))) => receipts.extend(bounded(more)?),
+                Some(other) => next = Some(other),
+            }
+        }
+        self.hear_receipts(course, receipts).await?;
+        match next {
+            Some(next) => self.hear(course, next.map_err(left)?).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What has come already, without waiting. Whoever waits next is woken as if this had not been.
+    fn incoming_now(&mut self) -> Option<Result<Heard, Status>> {
+        let mut nobody = Context::from_waker(Waker::noop());
+        match pin!(self.incoming.message()).poll(&mut nobody) {
+            Poll::Ready(message) => Some(message),
+            Poll::Pending => None,
+        }
+    }
+
+    async fn hear(&self, course: &mut Course, message: Heard) -> Result<(), End> {
+        let Some(request) = message else {
             return Err(End::Left("the agent has closed the stream".to_owned()));
         };
         match request.message {
@@ -273,7 +310,7 @@ impl Session {
                 Ok(())
             }
             Some(Said::AssignmentReply(reply)) => self.hear_reply(course, reply).await,
-            Some(Said::Receipts(receipts)) => self.hear_receipts(course, receipts).await,
+            Some(Said::Receipts(receipts)) => self.hear_receipts(course, bounded(receipts)?).await,
             Some(Said::Report(report)) => self.hear_report(course, report).await,
             Some(Said::Hello(_)) => Err(InvalidField::new("hello", "comes once").into()),
             None => Err(InvalidField::new("message", "is missing").into()),
@@ -324,15 +361,7 @@ impl Session {
         }
     }
 
-    async fn hear_receipts(&self, course: &mut Course, receipts: pb::Receipts) -> Result<(), End> {
-        let pb::Receipts { envelopes } = receipts;
-        if envelopes.len() > MOST_RECEIPTS {
-            let reason = format_args!(
-                "has {} entries, at most {MOST_RECEIPTS} are taken",
-                envelopes.len()
-            );
-            return Err(InvalidField::new("receipts.envelopes", reason).into());
-        }
+    async fn hear_receipts(&self, course: &mut Course, envelopes: Vec<Vec<u8>>) -> Result<(), End> {
         let key = &course.receipt_key;
         let stored = self
             .agents
@@ -400,6 +429,18 @@ impl Session {
         // Whoever no longer listens needs no farewell.
         drop(timeout(Duration::from_secs(1), self.outgoing.send(last)).await);
     }
+}
+
+fn bounded(receipts: pb::Receipts) -> Result<Vec<Vec<u8>>, End> {
+    let pb::Receipts { envelopes } = receipts;
+    if envelopes.len() > MOST_RECEIPTS {
+        let reason = format_args!(
+            "has {} entries, at most {MOST_RECEIPTS} are taken",
+            envelopes.len()
+        );
+        return Err(InvalidField::new("receipts.envelopes", reason).into());
+    }
+    Ok(envelopes)
 }
 
 fn left(status: Status) -> End {
