@@ -13,8 +13,19 @@ use crate::frame_file::{self, Damage, Fault, Found, FrameFile, NotWritten};
 use crate::writer::Sink;
 use floor::Floor;
 
-/// An empty ledger, as enrolment leaves it. Where there is less than this, something was lost.
-pub const HEADER: &[u8] = b"nightlatch-ledger 1\n";
+const HEADER: &[u8] = b"nightlatch-ledger 1\n";
+
+/// An empty ledger, as enrolment leaves it, with its floor. Where there is less, something was lost.
+///
+/// # Errors
+/// One of the two can't be written.
+pub fn write_blank<E: From<NotWritten>>(
+    ledger: &Path,
+    write: impl Fn(&Path, &[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    write(&Floor::path(ledger), &Floor::default().bytes()?)?;
+    write(ledger, HEADER)
+}
 
 /// The ledger's file.
 #[derive(Debug)]

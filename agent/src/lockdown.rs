@@ -234,8 +234,7 @@ mod tests {
     use crate::clock::fake::FakeClock;
     use crate::enforcer::fake::FakeTable;
     use crate::identity::ENROLLMENT;
-    use crate::ledger_file::HEADER;
-    use crate::startup::tests::{enrollment, sample};
+    use crate::startup::tests::{enrollment, sample, write_blank_ledger};
 
     fn clock() -> FakeClock {
         FakeClock::new("2026-11-22T12:00:00Z".parse().unwrap())
@@ -276,7 +275,7 @@ mod tests {
         let state = StateDir::new(folder.path().to_owned());
         let mut table = FakeTable::guarding(&[22]);
         shut(Some(&HostRules::default()), &state, &mut table, &clock()).unwrap();
-        std::fs::write(state.ledger(), HEADER).unwrap();
+        write_blank_ledger(&state);
         let error = shut(Some(&HostRules::default()), &state, &mut table, &clock()).unwrap_err();
         assert!(matches!(error, NotLockedDown::PolicyUnknown(_)), "{error}");
         assert_eq!(table.ports(), Some(vec![22]));

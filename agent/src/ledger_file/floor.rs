@@ -30,11 +30,12 @@ impl Floor {
         ledger.with_added_extension("floor")
     }
 
-    /// A missing file is what enrolment leaves.
     pub(super) fn read(ledger: &Path) -> Result<Self, String> {
         let bytes = match std::fs::read(Self::path(ledger)) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err("its floor is missing".to_owned());
+            }
             Err(error) => return Err(format!("its floor can't be read: {error}")),
         };
         let contents = frames::read(&bytes, HEADER);
@@ -60,12 +61,17 @@ impl Floor {
         (raised != *self).then_some(raised)
     }
 
+    pub(super) fn bytes(&self) -> Result<Vec<u8>, NotWritten> {
+        let mut bytes = HEADER.to_vec();
+        frames::write(&mut bytes, &serde_json::to_vec(self)?)?;
+        Ok(bytes)
+    }
+
     /// After the ledger's record is on disk, and before anybody is told: a crash in between leaves a ledger
     /// that has more than it must.
     pub(super) fn write(&self, ledger: &Path) -> Result<(), NotWritten> {
         let path = Self::path(ledger);
-        let mut bytes = HEADER.to_vec();
-        frames::write(&mut bytes, &serde_json::to_vec(self)?)?;
+        let bytes = self.bytes()?;
         NewFile::write(&path, &bytes)
             .and_then(|new| new.put_in_place(&path, state::sync_folder_of))
             .map(drop)

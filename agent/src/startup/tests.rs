@@ -1,6 +1,7 @@
 //! Real ledger files: cut at every byte, flipped at every byte, over restarts and reboots.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use nightlatch_core::assignment::{Assigned, Assignment, Digest, Generation};
@@ -16,6 +17,7 @@ use nightlatch_core::time::{BootId, BootTime, Timestamp};
 use uuid::Uuid;
 
 use super::*;
+use crate::ledger_file::write_blank;
 
 const MACHINE: MachineId = MachineId::new(Uuid::from_u128(0x019a_a0b2_6a51_7c3e_9d6a_0f6d_1f6f_2b11));
 
@@ -73,11 +75,6 @@ fn policy() -> Policy {
     Policy::new(vec![rule.unwrap()]).unwrap()
 }
 
-fn policy_spans() -> Vec<PortSpan> {
-    let MachinePolicy { guarded, .. } = MachinePolicy::new(MACHINE, 1, 1, Some(&policy()), noon());
-    guarded
-}
-
 fn grant(id: u128) -> IssuedGrant {
     let wish = AccessRequest {
         id: RequestId::new(Uuid::from_u128(7)),
@@ -103,6 +100,11 @@ pub(crate) struct Sample {
     steps: Vec<(usize, BTreeSet<u128>)>,
 }
 
+pub(crate) fn write_blank_ledger(state: &StateDir) {
+    let write = |path: &Path, bytes: &[u8]| -> anyhow::Result<()> { Ok(std::fs::write(path, bytes)?) };
+    write_blank(&state.ledger(), write).unwrap();
+}
+
 pub(crate) fn sample() -> Sample {
     // Thousands of forced writes: in memory where that exists.
     let folder = tempfile::tempdir_in("/dev/shm")
@@ -110,7 +112,7 @@ pub(crate) fn sample() -> Sample {
         .unwrap();
     let state = StateDir::new(folder.path().to_owned());
     let here = boot(1, 0);
-    std::fs::write(state.ledger(), crate::ledger_file::HEADER).unwrap();
+    write_blank_ledger(&state);
     let Recalled {
         mut ledger,
         mut time,
@@ -217,22 +219,25 @@ fn a_ledger_cut_at_any_byte_loses_openings_at_most_and_never_a_revoke() {
 }
 
 #[test]
-fn a_ledger_with_more_than_it_must_have_is_whole_and_a_damaged_floor_is_a_loss() {
+fn a_ledger_with_more_than_it_must_have_is_whole_and_a_damaged_or_missing_floor_is_a_loss() {
     let Sample {
         state, bytes, steps, ..
     } = &sample();
     let floor = state.file("ledger.floor");
     let good = std::fs::read(&floor).unwrap();
-    std::fs::remove_file(&floor).unwrap();
+    write_blank_ledger(state);
     std::fs::write(state.ledger(), &bytes[..steps[4].0]).unwrap();
     let recalled = recall(state, &enrollment(), &rules(), boot(1, 1));
     assert_eq!(held(&recalled, boot(1, 1).now), BTreeSet::from([1, 2]));
-    for length in 0..good.len() {
+    for length in (0..good.len()).map(Some).chain([None]) {
         std::fs::write(state.ledger(), bytes).unwrap();
-        std::fs::write(&floor, &good[..length]).unwrap();
+        match length {
+            Some(length) => std::fs::write(&floor, &good[..length]).unwrap(),
+            None => std::fs::remove_file(&floor).unwrap(),
+        }
         let recalled = recall(state, &enrollment(), &rules(), boot(1, 1));
-        assert!(recalled.is_bare && tells_of_damage(&recalled), "{length}");
-        assert_eq!(held(&recalled, boot(1, 1).now), BTreeSet::new(), "{length}");
+        assert!(recalled.is_bare && tells_of_damage(&recalled), "{length:?}");
+        assert_eq!(held(&recalled, boot(1, 1).now), BTreeSet::new(), "{length:?}");
         assert!(LedgerFile::read(&state.ledger()).damage.is_none());
     }
     std::fs::write(state.ledger(), bytes).unwrap();
@@ -340,19 +345,6 @@ fn a_disk_that_is_full_at_the_start_after_a_reboot_loses_no_grant_and_opens_none
     recalled.sink.rewrite(&all).unwrap();
     recalled.ledger.recorded(recalled.ledger.number());
     assert_eq!(open(&recalled), 2);
-}
-
-#[test]
-fn a_lost_floor_comes_back_with_the_policy_s_ports() {
-    let Sample { state, .. } = &sample();
-    let floor = state.file("ledger.floor");
-    std::fs::remove_file(&floor).unwrap();
-    let mut recalled = recall(state, &enrollment(), &rules(), boot(1, 1));
-    let revoke = recalled
-        .ledger
-        .remove_all(vec![grant(2).grant.id], boot(1, 1).now);
-    recalled.sink.append(&[revoke], true).unwrap();
-    assert_eq!(LedgerFile::read(&state.ledger()).guarded, policy_spans());
 }
 
 #[test]
