@@ -75,7 +75,7 @@ impl Gate for Firewall {
     }
 
     fn is_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError> {
-        Self::is_in_place(self, now)
+        Self::is_still_in_place(self, now)
     }
 
     fn rebuild(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError> {

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 mod batch;
 mod bytecode;
 mod changes;
+mod looks;
 mod netlink;
 mod reading;
 mod rendering;
@@ -47,6 +48,7 @@ const REBUILD: Duration = Duration::from_millis(10);
 pub struct Firewall {
     netlink: Netlink,
     known: Known,
+    found: Option<looks::Found>,
 }
 
 /// What was done last, and holds as long as nobody else touches the table.
@@ -119,6 +121,7 @@ impl Firewall {
         Ok(Self {
             netlink: Netlink::open()?,
             known: Known::Nothing,
+            found: None,
         })
     }
 
@@ -184,6 +187,7 @@ impl Firewall {
         begin: impl FnOnce(&mut Batch),
     ) -> Result<(), FirewallError> {
         self.known = Known::Nothing;
+        self.found = None;
         let table = Table::of(wanted);
         // Guarding comes first: what can't be read is forgotten.
         let counted = reading::counted(&mut self.netlink).unwrap_or_else(|error| {
@@ -248,6 +252,25 @@ impl Firewall {
             early: written_at.since(now),
         };
         Ok(())
+    }
+
+    /// As [`Self::is_in_place`], at next to no cost if the kernel says that nobody changed anything since it last was.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub fn is_still_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError> {
+        let generation = self.netlink.generation()?;
+        let before = self.found.take();
+        self.found = before
+            .zip(generation)
+            .and_then(|(found, generation)| found.still(generation, now));
+        if self.found.is_some() {
+            return Ok(true);
+        }
+        let is_in_place = self.is_in_place(now)?;
+        let found = |generation| looks::Found::thoroughly(before, generation, now);
+        self.found = generation.filter(|_| is_in_place).map(found);
+        Ok(is_in_place)
     }
 
     /// Whether the kernel's table still is what was applied last, apart from openings that ended by themselves.
@@ -315,6 +338,7 @@ impl Firewall {
 
     fn clear(&mut self) -> Result<Applied, FirewallError> {
         self.known = Known::Nothing;
+        self.found = None;
         let is_there = reading::exists(&mut self.netlink)?;
         if is_there {
             let mut batch = self.netlink.batch();
@@ -348,7 +372,12 @@ impl Firewall {
         }
         let mut batch = self.netlink.batch();
         let lengths = changes.write(&mut batch, wanted, lengths);
+        let found = self.found.take();
         self.netlink.transact(batch)?;
+        if let Some(found) = found {
+            let generation = self.netlink.generation().ok().flatten();
+            self.found = generation.and_then(|generation| found.changed_by_us(generation));
+        }
         self.known = Known::Table {
             ruleset: wanted.clone(),
             lengths,

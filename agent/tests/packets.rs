@@ -699,7 +699,19 @@ fn what_others_do_to_the_table_is_noticed() {
     ] {
         scene.firewall.rebuild(&ruleset, now()).unwrap();
         assert!(scene.firewall.is_in_place(now()).unwrap(), "before {tampering}");
+        for _ in 0..3 {
+            assert!(scene.firewall.is_still_in_place(now()).unwrap());
+        }
+        // Own changes are no others', and hide none of theirs.
+        let less = guarding_with(&[tcp(22), udp(3389)], &["inside"], PATIENCE)
+            .letting_in(FRIEND, tcp(22), seconds(LONG))
+            .letting_in("198.51.100.0/24", tcp(22), End::Never);
+        for own in [&less, &ruleset] {
+            assert!(matches!(scene.apply(own), Applied::Difference { .. }));
+            assert!(scene.firewall.is_still_in_place(now()).unwrap());
+        }
         scene.host.must("nft -f -", &format!("{tampering}\n"));
+        assert!(!scene.firewall.is_still_in_place(now()).unwrap(), "{tampering}");
         assert!(!scene.firewall.is_in_place(now()).unwrap(), "{tampering}");
     }
     scene.firewall.rebuild(&ruleset, now()).unwrap();

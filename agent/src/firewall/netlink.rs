@@ -85,7 +85,7 @@ impl Netlink {
         }
     }
 
-    /// Another number after each change of any table.
+    /// Rises by one with each transaction of anybody in this network namespace, and with nothing else.
     pub(crate) fn generation(&mut self) -> Result<Option<u32>, FirewallError> {
         const NFTA_GEN_ID: u16 = 1;
         let request = NfTablesMessage::GetGen(GenMessage {
