@@ -26,6 +26,7 @@ pub mod identity;
 pub mod inspection;
 pub mod ledger_file;
 pub mod lockdown;
+pub mod log;
 pub mod outbox;
 pub mod ruleset_text;
 pub mod run;

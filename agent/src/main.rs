@@ -21,6 +21,7 @@ use nightlatch_agent::disable::{self, NotDisabled};
 use nightlatch_agent::firewall::Firewall;
 use nightlatch_agent::inspection::Inspection;
 use nightlatch_agent::lockdown::{LockedDown, lockdown};
+use nightlatch_agent::log::Log;
 use nightlatch_agent::ruleset_text::write_ruleset;
 use nightlatch_agent::state::StateDir;
 use nightlatch_agent::status::{status, write_status};
@@ -28,7 +29,7 @@ use nightlatch_agent::verify::{verify, write_verdict};
 use nightlatch_agent::{enroll, firewall, run};
 use nightlatch_core::host::HostRules;
 use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt;
+use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -73,7 +74,14 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         (config, _) => config?,
     };
-    start_log(config.log);
+    let _last_words = if matches!(verb, Verb::Run) {
+        let (log, last_words) = Log::start(io::stderr()).context("cannot start the log")?;
+        start_log_to(move || log.clone(), config.log);
+        Some(last_words)
+    } else {
+        start_log(config.log);
+        None
+    };
     match verb {
         Verb::Enroll { .. } | Verb::Disable { .. } => Ok(ExitCode::SUCCESS),
         Verb::Run => runtime()?
@@ -202,11 +210,15 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn start_log(level: LogLevel) {
+    start_log_to(io::stderr, level);
+}
+
+fn start_log_to(writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static, level: LogLevel) {
     let ours = Targets::new()
         .with_default(LevelFilter::WARN)
         .with_target("nightlatch", tracing::Level::from(level));
     let writer = fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(writer)
         .with_ansi(io::stderr().is_terminal());
     tracing_subscriber::registry().with(ours).with(writer).init();
 }

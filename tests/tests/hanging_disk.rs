@@ -2,7 +2,9 @@
 //! it is back both are right. An ext4 file system in a file is frozen as fsfreeze(8) does it.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,6 +15,7 @@ use nightlatch_tests::lab::{Lab, Stage};
 use nightlatch_tests::scratch::in_a_lab;
 use nightlatch_tests::wait;
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Far less than the disk takes.
@@ -86,6 +89,45 @@ fn while_the_disk_hangs_a_revoke_closes_and_a_request_does_not_open() -> Result<
         machine.start_agent()?;
         ensure!(gets_in(lab, SECOND)? && !gets_in(lab, FIRST)?, "after a restart");
         machine.end_agent(Signal::SIGKILL)
+    })
+}
+
+#[test]
+fn while_nobody_takes_the_log_a_revoke_closes_all_the_same() -> Result<()> {
+    in_a_lab(1, Stage::Guarded, |lab| {
+        lab.client().add_address(&format!("{FIRST}/24"))?;
+        let machine = lab.machine(1);
+        machine.end_agent(Signal::SIGTERM)?;
+        // A pipe whose reader reads nothing, as journald does when it hangs.
+        let log = machine.agent_log();
+        fs::rename(&log, log.with_extension("before")).context("setting the log aside")?;
+        nix::unistd::mkfifo(&log, Mode::S_IRUSR | Mode::S_IWUSR).context("making a pipe")?;
+        let mut pipe = fs::File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(&log)
+            .context("opening the pipe")?;
+        machine.start_agent()?;
+        machine.wait_connected()?;
+        while pipe.write(&[b'x'; 512]).is_ok() {}
+        let source = ["--port", "22", "--from", FIRST, "--for", "1h"];
+        let granted = lab.client().open("web-1", &source)?;
+        ensure!(gets_in(lab, FIRST)?, "what was granted does not open");
+        let outcome = lab.client().run(&["revoke", &granted, "--timeout", "5s"])?;
+        ensure!(outcome.code == Some(0), "not acknowledged: {outcome}");
+        ensure!(!gets_in(lab, FIRST)?, "the revoke waits for the log");
+
+        // Once somebody reads, what was said meanwhile is there.
+        let mut text = Vec::new();
+        wait::until_true("the log is not written", PATIENCE, || {
+            let mut part = [0; 4096];
+            while let Ok(length) = pipe.read(&mut part) {
+                text.extend_from_slice(&part[..length]);
+            }
+            Ok(String::from_utf8_lossy(&text).contains("closed"))
+        })?;
+        machine.end_agent(Signal::SIGTERM)
     })
 }
 
