@@ -37,15 +37,30 @@ impl Digest {
 
     /// Of ids that come in their order, each once.
     pub(crate) fn of_sorted<'i>(ids: impl IntoIterator<Item = &'i GrantId>) -> Self {
-        let mut count: u32 = 0;
-        let mut hash = Sha256::new();
-        for id in ids {
-            count = count.saturating_add(1);
-            hash.update(id.uuid().as_bytes());
-        }
-        Self {
-            count,
-            sha256: hash.finalize().into(),
+        let mut digest = UnfinishedDigest::default();
+        ids.into_iter().for_each(|id| digest.add(*id));
+        digest.finish()
+    }
+}
+
+/// A digest of the first ids.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct UnfinishedDigest {
+    count: u32,
+    hash: Sha256,
+}
+
+impl UnfinishedDigest {
+    /// Ids come in their order, each once.
+    pub(crate) fn add(&mut self, id: GrantId) {
+        self.count = self.count.saturating_add(1);
+        self.hash.update(id.uuid().as_bytes());
+    }
+
+    pub(crate) fn finish(self) -> Digest {
+        Digest {
+            count: self.count,
+            sha256: self.hash.finalize().into(),
         }
     }
 }

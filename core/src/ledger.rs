@@ -6,6 +6,7 @@
 mod change;
 mod entries;
 mod in_force;
+mod milestones;
 mod record;
 
 use alloc::boxed::Box;
@@ -199,7 +200,7 @@ impl Ledger {
 
     /// Over all assigned grants, the refused ones too.
     pub fn digest(&self) -> Digest {
-        Digest::of_sorted(self.entries.ids())
+        self.entries.digest_after(&BTreeSet::new(), &BTreeSet::new())
     }
 
     /// The grants that are open or will open, in the order of their ids.
@@ -363,6 +364,7 @@ impl Ledger {
             self.also_until = None;
             self.also_guarded.clear();
         }
+        self.entries.keep_digest();
     }
 
     /// Everything up to here is known to be on disk.

@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use super::record::Envelope;
 use super::{Accepted, AssignedRecord, Closing, Ledger, MOST_GRANTS, MOST_OPENINGS, Record, entries};
-use crate::assignment::{Assigned, Assignment, Digest, Generation};
+use crate::assignment::{Assigned, Assignment, Generation};
 use crate::ceiling::Ceiling;
 use crate::clock::{HostClock, Mark};
 use crate::grant::{AuthenticGrant, Grant, GrantRejected, VerifiedGrant};
@@ -123,11 +123,13 @@ impl Ledger {
         let policy = self.newer_policy(assignment, known, &mut left_out);
 
         let gone = self.gone(assignment, assignment.base.is_none());
-        let remaining = self.remaining(assignment, &gone);
-        if remaining.len() > MOST_GRANTS {
-            return Err(AssignmentRefused::TooMany(remaining.len()));
+        let added: BTreeSet<GrantId> = assignment.added.iter().map(|added| added.id).collect();
+        let digest = self.entries.digest_after(&gone, &added);
+        let count = usize::try_from(digest.count).unwrap_or(usize::MAX);
+        if count > MOST_GRANTS {
+            return Err(AssignmentRefused::TooMany(count));
         }
-        if Digest::of_sorted(&remaining) != assignment.digest {
+        if digest != assignment.digest {
             return Err(AssignmentRefused::DigestDiffers);
         }
         let judged = self.judge_added(assignment, &gone, |added| {
@@ -142,7 +144,7 @@ impl Ledger {
         // Keys that left the list take their grants with them.
         if let Some(keys) = &keys {
             let fallen = self.accepted().filter(|(id, held)| {
-                remaining.binary_search(id).is_ok()
+                (!gone.contains(id) || added.contains(id))
                     && held
                         .grant
                         .envelope()
@@ -185,17 +187,6 @@ impl Ledger {
             gone.extend(self.entries.ids().filter(|id| !added.contains(id)));
         }
         gone
-    }
-
-    /// The ids that the host has after it, in their order.
-    fn remaining(&self, assignment: &Assignment, gone: &BTreeSet<GrantId>) -> Vec<GrantId> {
-        let stays = self.entries.ids().filter(|id| !gone.contains(id)).copied();
-        let added = assignment.added.iter().map(|added| added.id);
-        let mut remaining: Vec<GrantId> = stays.chain(added).collect();
-        // Two runs that are sorted already merge in one pass.
-        remaining.sort();
-        remaining.dedup();
-        remaining
     }
 
     fn judge_added(

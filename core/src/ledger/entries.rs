@@ -5,7 +5,9 @@ use core::ops::Bound;
 
 use uuid::Uuid;
 
+use super::milestones::Milestones;
 use super::{Accepted, Entry};
+use crate::assignment::Digest;
 use crate::grant::Grant;
 use crate::id::GrantId;
 use crate::ruleset::{End, OpeningKey};
@@ -18,6 +20,7 @@ const LAST: GrantId = GrantId::new(Uuid::max());
 pub(super) struct Entries {
     by_id: BTreeMap<GrantId, Entry>,
     index: Index,
+    milestones: Milestones,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -59,8 +62,33 @@ impl Entries {
         self.index.by_opening.len()
     }
 
+    /// Over the ids that there are without those that go and with those that come.
+    pub(super) fn digest_after(&self, gone: &BTreeSet<GrantId>, added: &BTreeSet<GrantId>) -> Digest {
+        let first = gone.first().into_iter().chain(added.first()).min();
+        let (mut digest, from) = self.milestones.before(first.copied());
+        let mut coming = added.iter().copied().peekable();
+        for (id, _) in self.by_id.range((from, Bound::Unbounded)) {
+            while let Some(before) = coming.next_if(|coming| coming < id) {
+                digest.add(before);
+            }
+            if coming.next_if_eq(id).is_some() || !gone.contains(id) {
+                digest.add(*id);
+            }
+        }
+        coming.for_each(|id| digest.add(id));
+        digest.finish()
+    }
+
+    /// The next digest will cost what changes until then.
+    pub(super) fn keep_digest(&mut self) {
+        let (_, from) = self.milestones.before(None);
+        let rest = self.by_id.range((from, Bound::Unbounded));
+        self.milestones.extend(rest.map(|(id, _)| *id));
+    }
+
     pub(super) fn insert(&mut self, id: GrantId, entry: Entry) {
         self.remove(id);
+        self.milestones.forget_from(id);
         if let Entry::Accepted(accepted) = &entry {
             self.index.enter(id, accepted);
         }
@@ -69,6 +97,7 @@ impl Entries {
 
     pub(super) fn remove(&mut self, id: GrantId) -> Option<Entry> {
         let entry = self.by_id.remove(&id)?;
+        self.milestones.forget_from(id);
         if let Entry::Accepted(accepted) = &entry {
             self.index.leave(id, accepted);
         }
@@ -77,6 +106,7 @@ impl Entries {
 
     pub(super) fn clear(&mut self) {
         self.by_id.clear();
+        self.milestones = Milestones::default();
         self.index.clear();
     }
 
@@ -197,4 +227,43 @@ pub(super) fn openings(grant: &Grant) -> impl Iterator<Item = OpeningKey> {
         let keys = grant.ports.iter().flat_map(|span| span.keys());
         keys.map(|key| OpeningKey { source: *source, key })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_the_same_from_its_milestones_as_from_the_start() {
+        let id = |number: u128| GrantId::new(Uuid::from_u128(number));
+        let refused = || Entry::Refused {
+            code: alloc::string::String::new(),
+            not_after: None,
+        };
+        let mut entries = Entries::default();
+        let mut seed: u128 = 1;
+        let mut random = |below: u128| {
+            seed = seed
+                .wrapping_mul(0x5851_f42d_4c95_7f2d)
+                .wrapping_add(0x1405_7b7e_f767_814f)
+                % (1 << 64);
+            (seed >> 20) % below
+        };
+        for round in 0..400 {
+            let gone: BTreeSet<GrantId> = (0..random(4)).map(|_| id(random(3_000) + round)).collect();
+            let added: BTreeSet<GrantId> = (0..random(20)).map(|_| id(random(2_000) + 5 * round)).collect();
+            let mut after: BTreeSet<GrantId> = entries.ids().copied().collect();
+            after.retain(|id| !gone.contains(id));
+            after.extend(&added);
+            assert_eq!(entries.digest_after(&gone, &added), Digest::of(&after), "{round}");
+            gone.iter().for_each(|id| drop(entries.remove(*id)));
+            added.iter().for_each(|id| entries.insert(*id, refused()));
+            if random(3) > 0 {
+                entries.keep_digest();
+            }
+            let none = BTreeSet::new();
+            assert_eq!(entries.digest_after(&none, &none), Digest::of(&after), "{round}");
+        }
+        assert!(entries.by_id.len() > 1_000);
+    }
 }
