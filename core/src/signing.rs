@@ -52,23 +52,31 @@ pub enum InvalidKey {
 }
 
 /// A private Ed25519 key. Its memory is wiped when it is dropped; it has no `Debug`.
-pub struct SigningKey(ed25519_dalek::SigningKey);
+pub struct SigningKey {
+    key: ed25519_dalek::SigningKey,
+    id: KeyId,
+}
 
 impl SigningKey {
+    fn new(key: ed25519_dalek::SigningKey) -> Self {
+        let id = PublicKey(key.verifying_key()).id();
+        Self { key, id }
+    }
+
     /// `seed` must come from the operating system's random numbers.
     pub fn from_seed(seed: &[u8; 32]) -> Self {
-        Self(ed25519_dalek::SigningKey::from_bytes(seed))
+        Self::new(ed25519_dalek::SigningKey::from_bytes(seed))
     }
 
     pub fn public(&self) -> PublicKey {
-        PublicKey(self.0.verifying_key())
+        PublicKey(self.key.verifying_key())
     }
 
     /// # Errors
     /// Anything but one PKCS #8 PEM block with an Ed25519 key.
     pub fn from_pem(pem: &str) -> Result<Self, InvalidKey> {
         ed25519_dalek::SigningKey::from_pkcs8_pem(pem)
-            .map(Self)
+            .map(Self::new)
             .ok()
             .ok_or(InvalidKey::Private)
     }
@@ -77,7 +85,7 @@ impl SigningKey {
     /// None for a key that was made or read here.
     pub fn to_pem(&self) -> Result<String, InvalidKey> {
         let pem = self
-            .0
+            .key
             .to_pkcs8_pem(LineEnding::LF)
             .ok()
             .ok_or(InvalidKey::Private)?;
@@ -86,12 +94,12 @@ impl SigningKey {
 
     /// Signs `payload` under `payload_type` and gives the envelope's bytes.
     pub fn seal(&self, payload_type: &str, payload: &[u8]) -> Vec<u8> {
-        let signature = self.0.sign(&pre_authentication_encoding(payload_type, payload));
+        let signature = self.key.sign(&pre_authentication_encoding(payload_type, payload));
         let envelope = RawEnvelope {
             payload_type: payload_type.to_owned(),
             payload: BASE64.encode(payload),
             signatures: alloc::vec![RawSignature {
-                keyid: self.public().id(),
+                keyid: self.id.clone(),
                 sig: BASE64.encode(signature.to_bytes()),
             }],
         };
