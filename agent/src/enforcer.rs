@@ -149,6 +149,9 @@ pub struct Enforcer<G, D, C> {
     ledger_lane: Lane<Record>,
     receipts_lane: Lane<Entry>,
     outbox: Outbox,
+    /// The last number that the ledger has on disk as given, and those that it will have with the record of a number.
+    given: u64,
+    giving: VecDeque<(u64, u64)>,
     kernel_version: String,
     guarded_meanwhile: Vec<PortSpan>,
     needs_whole: bool,
@@ -185,6 +188,8 @@ struct Stream {
     /// The last number that was sent on it, and those of the batches on the way.
     sent: u64,
     on_the_way: VecDeque<u64>,
+    /// Assignments whose record is on disk, each to be answered once the receipts up to that number were sent.
+    answers: VecDeque<(u64, Generation)>,
     /// Failures that last and were told on it.
     said: BTreeSet<&'static str>,
 }
@@ -220,11 +225,13 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             clock,
             time,
             ledger_lane: Lane::new(ledger.recorded_number(), sound.ledger),
-            receipts_lane: Lane::new(outbox.durable(), sound.receipts),
+            receipts_lane: Lane::new(outbox.ready(), sound.receipts),
             ledger,
             gate,
             disk,
             outbox,
+            given: 0,
+            giving: VecDeque::new(),
             kernel_version,
             guarded_meanwhile,
             needs_whole,
@@ -277,6 +284,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             sent: 0,
             said: BTreeSet::new(),
             on_the_way: VecDeque::new(),
+            answers: VecDeque::new(),
         });
         let hello = ToServer::Hello(Box::new(self.host_state()));
         self.say(hello);

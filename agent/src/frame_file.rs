@@ -1,21 +1,24 @@
 //! One of the agent's append-only files, see [`frames`].
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nightlatch_core::time::Timestamp;
 use nix::fcntl::OFlag;
+use serde::Serialize;
 
 use crate::causes::causes;
-use crate::frames::{self, Ending, PayloadTooLong};
+use crate::frames::{self, Ending, NoFrame, PayloadTooLong};
 use crate::state::{self, NewFile};
 
 /// Below this size a file is never rewritten.
 const COMPACT_ABOVE: u64 = 1024 * 1024;
 /// How much longer than what it says a file may get.
 const COMPACT_FACTOR: u64 = 4;
+/// What is written at a time.
+const PIECE: usize = 64 * 1024;
 
 /// Why something isn't on disk. The file must be rewritten before it takes anything again.
 #[derive(Debug, thiserror::Error)]
@@ -155,7 +158,7 @@ impl FrameFile {
             return (file, found);
         }
         let opened = match found.ending {
-            Ending::Torn { sound: 0 } => file.rewrite(&[]),
+            Ending::Torn { sound: 0 } => file.rewrite(&[(); 0]),
             Ending::Whole => file.reopen(found.length, false),
             Ending::Torn { sound } => file.reopen(sound, true),
             Ending::Damaged { .. } => Ok(()),
@@ -225,29 +228,26 @@ impl FrameFile {
         self.file.is_some()
     }
 
-    /// Adds payloads in one write, and waits for the disk if `durably`.
+    /// Adds items, and waits for the disk if `durably`.
     ///
     /// # Errors
-    /// Whatever the disk says. None of the payloads counts as written then.
-    pub fn append(&mut self, payloads: &[Vec<u8>], durably: bool) -> Result<(), NotWritten> {
-        let mut bytes = Vec::new();
-        for payload in payloads {
-            frames::write(&mut bytes, payload)?;
-        }
-        let Some(mut file) = self.file.take() else {
+    /// Whatever the disk says. None of the items counts as written then.
+    pub fn append(&mut self, items: &[impl Serialize], durably: bool) -> Result<(), NotWritten> {
+        let Some(file) = self.file.take() else {
             return Err(NotWritten::Unsound(self.path.clone()));
         };
-        let written = file
-            .write_all(&bytes)
-            .and_then(|()| if durably { file.sync_data() } else { Ok(()) });
-        if let Err(source) = written {
+        let written = write_frames(&file, &[], items).and_then(|length| {
+            if durably {
+                file.sync_data()?;
+            }
+            Ok(length)
+        });
+        let length = written.map_err(|error| {
             // Half a frame with others behind it would be damage. A rewrite follows in any case.
             drop(file.set_len(self.length));
-            return Err(self.io(source));
-        }
-        self.length = self
-            .length
-            .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+            self.because(error)
+        })?;
+        self.length = self.length.saturating_add(length);
         self.file = Some(file);
         Ok(())
     }
@@ -256,27 +256,28 @@ impl FrameFile {
     ///
     /// # Errors
     /// Whatever the disk says. Unless the new file was written whole, the old one stays and can be used.
-    pub fn rewrite(&mut self, payloads: &[Vec<u8>]) -> Result<(), NotWritten> {
-        self.replace(payloads, state::sync_folder_of)
+    pub fn rewrite(&mut self, items: &[impl Serialize]) -> Result<(), NotWritten> {
+        self.replace(items, state::sync_folder_of)
     }
 
     fn replace(
         &mut self,
-        payloads: &[Vec<u8>],
+        items: &[impl Serialize],
         sync: impl FnOnce(&Path) -> io::Result<()>,
     ) -> Result<(), NotWritten> {
-        let mut bytes = self.header.to_vec();
-        for payload in payloads {
-            frames::write(&mut bytes, payload)?;
-        }
-        let new = NewFile::write(&self.path, &bytes).map_err(|source| self.io(source))?;
+        let mut length = 0;
+        let new = NewFile::write_by(&self.path, |file| {
+            length = write_frames(file, self.header, items)?;
+            Ok(())
+        });
+        let new = new.map_err(|error| self.because(error))?;
         // Once the new one may be in its place, nothing may go into the old one.
         self.file = None;
         let file = new
             .put_in_place(&self.path, sync)
             .map_err(|source| self.io(source))?;
         self.file = Some(file);
-        self.length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.length = length;
         self.rewritten = self.length;
         Ok(())
     }
@@ -290,15 +291,21 @@ impl FrameFile {
     ///
     /// # Errors
     /// As [`Self::rewrite`].
-    pub fn compact(&mut self, payloads: &[Vec<u8>]) -> Result<(), NotWritten> {
-        let short: u64 = payloads.iter().fold(0, |sum, payload| {
-            sum.saturating_add(u64::try_from(payload.len()).unwrap_or(u64::MAX))
-        });
+    pub fn compact(&mut self, items: &[impl Serialize]) -> Result<(), NotWritten> {
+        let short = frames::length_of(items).map_err(|error| self.because(error))?;
         if self.length > short.saturating_mul(COMPACT_FACTOR) {
-            self.rewrite(payloads)
+            self.rewrite(items)
         } else {
             self.rewritten = short;
             Ok(())
+        }
+    }
+
+    fn because(&self, error: NoFrame) -> NotWritten {
+        match error {
+            NoFrame::TooLong(error) => error.into(),
+            NoFrame::NotJson(error) => error.into(),
+            NoFrame::Io(source) => self.io(source),
         }
     }
 
@@ -310,9 +317,28 @@ impl FrameFile {
     }
 }
 
+/// Gives the length of what was written.
+fn write_frames(file: &File, header: &[u8], items: &[impl Serialize]) -> Result<u64, NoFrame> {
+    let mut out = BufWriter::with_capacity(PIECE, file);
+    let mut write = || {
+        out.write_all(header)?;
+        let mut length = u64::try_from(header.len()).unwrap_or(u64::MAX);
+        for item in items {
+            length = length.saturating_add(frames::write_json(&mut out, item)?);
+        }
+        out.flush()?;
+        Ok(length)
+    };
+    let written = write();
+    // What is left of a failed attempt must not be written after all.
+    drop(out.into_parts());
+    written
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     const HEADER: &[u8] = b"nightlatch-test 1\n";
 
@@ -343,15 +369,14 @@ mod tests {
         let path = folder.path().join("file");
         let (mut file, found) = open(&path);
         assert!(found.payloads.is_empty() && file.is_sound());
-        file.append(&[b"{\"a\":1}".to_vec(), b"{\"b\":2}".to_vec()], true)
-            .unwrap();
+        file.append(&[json!({"a":1}), json!({"b":2})], true).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
 
         let (mut file, found) = open(&path);
         assert_eq!(found.payloads, [b"{\"a\":1}"]);
         assert_eq!(found.damage, None);
-        file.append(&[b"{\"c\":3}".to_vec()], true).unwrap();
+        file.append(&[json!({"c":3})], true).unwrap();
         assert_eq!(open(&path).1.payloads, [b"{\"a\":1}", b"{\"c\":3}"]);
     }
 
@@ -361,8 +386,7 @@ mod tests {
         let path = folder.path().join("file");
         std::fs::write(folder.path().join("file.damaged-2020"), "old").unwrap();
         let (mut file, _) = open(&path);
-        file.append(&[b"{\"a\":1}".to_vec(), b"{\"b\":2}".to_vec()], true)
-            .unwrap();
+        file.append(&[json!({"a":1}), json!({"b":2})], true).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[HEADER.len() + 15] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
@@ -373,10 +397,10 @@ mod tests {
         assert_eq!(std::fs::read(&aside).unwrap(), bytes);
         assert!(!folder.path().join("file.damaged-2020").exists());
         assert!(matches!(
-            file.append(&[b"{}".to_vec()], true),
+            file.append(&[json!({})], true),
             Err(NotWritten::Unsound(_))
         ));
-        file.rewrite(&[b"{\"c\":3}".to_vec()]).unwrap();
+        file.rewrite(&[json!({"c":3})]).unwrap();
         assert_eq!(open(&path).1.payloads, [b"{\"c\":3}"]);
     }
 
@@ -385,19 +409,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let (mut file, _) = open(&path);
-        file.append(&[b"{\"a\":1}".to_vec()], true).unwrap();
+        file.append(&[json!({"a":1})], true).unwrap();
         // Every write to it fails with ENOSPC (full(4)).
         file.file = Some(OpenOptions::new().append(true).open("/dev/full").unwrap());
         assert!(matches!(
-            file.append(&[b"{\"b\":2}".to_vec()], true),
+            file.append(&[json!({"b":2})], true),
             Err(NotWritten::Io { .. })
         ));
         assert!(matches!(
-            file.append(&[b"{\"b\":2}".to_vec()], true),
+            file.append(&[json!({"b":2})], true),
             Err(NotWritten::Unsound(_))
         ));
-        file.rewrite(&[b"{\"a\":1}".to_vec()]).unwrap();
-        file.append(&[b"{\"b\":2}".to_vec()], true).unwrap();
+        file.rewrite(&[json!({"a":1})]).unwrap();
+        file.append(&[json!({"b":2})], true).unwrap();
         assert_eq!(open(&path).1.payloads, [b"{\"a\":1}", b"{\"b\":2}"]);
     }
 
@@ -406,16 +430,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let (mut file, _) = open(&path);
-        file.append(&[b"{\"a\":1}".to_vec()], true).unwrap();
+        file.append(&[json!({"a":1})], true).unwrap();
         let fault = |_: &Path| Err(io::Error::from(io::ErrorKind::Other));
-        assert!(file.replace(&[b"{\"b\":2}".to_vec()], fault).is_err());
+        assert!(file.replace(&[json!({"b":2})], fault).is_err());
         assert!(!file.is_sound());
         assert!(matches!(
-            file.append(&[b"{\"c\":3}".to_vec()], true),
+            file.append(&[json!({"c":3})], true),
             Err(NotWritten::Unsound(_))
         ));
-        file.rewrite(&[b"{\"b\":2}".to_vec()]).unwrap();
-        file.append(&[b"{\"c\":3}".to_vec()], true).unwrap();
+        file.rewrite(&[json!({"b":2})]).unwrap();
+        file.append(&[json!({"c":3})], true).unwrap();
         assert_eq!(open(&path).1.payloads, [b"{\"b\":2}", b"{\"c\":3}"]);
     }
 
@@ -423,10 +447,10 @@ mod tests {
     fn a_long_file_is_written_anew_when_that_makes_it_short() {
         let folder = tempfile::tempdir().unwrap();
         let (mut file, _) = open(&folder.path().join("file"));
-        let long = vec![b' '; 700_000];
-        file.append(&[long.clone(), long], false).unwrap();
+        let long = "x".repeat(700_000);
+        file.append(&[&long, &long], false).unwrap();
         assert!(file.is_long());
-        file.compact(&[b"{}".to_vec()]).unwrap();
+        file.compact(&[json!({})]).unwrap();
         assert!(!file.is_long() && file.length < 100);
     }
 }

@@ -3,7 +3,11 @@
 //! A file that a crash cut short differs from one that was damaged: the first ends in the midst of its last
 //! frame, the second has sound frames behind the flaw, or one that ends too early.
 
+use std::io::{self, Write};
+
 use nightlatch_core::signing::sha256;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 /// The longest payload, in bytes.
 pub const LONGEST_PAYLOAD: usize = 64 * 1024 * 1024;
@@ -21,19 +25,88 @@ pub struct PayloadTooLong(usize);
 /// # Errors
 /// A payload beyond [`LONGEST_PAYLOAD`]. `bytes` stays as it was.
 pub fn write(bytes: &mut Vec<u8>, payload: &[u8]) -> Result<(), PayloadTooLong> {
-    let length = u32::try_from(payload.len())
-        .ok()
-        .filter(|_| payload.len() <= LONGEST_PAYLOAD);
-    let length = length.ok_or(PayloadTooLong(payload.len()))?;
-    bytes.extend_from_slice(&length.to_be_bytes());
-    bytes.extend_from_slice(&checksum(payload));
+    bytes.extend_from_slice(&preamble(payload.len(), sha256(payload))?);
     bytes.extend_from_slice(payload);
     Ok(())
 }
 
-fn checksum(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
-    let [a, b, c, d, e, f, g, h, ..] = sha256(payload);
+fn preamble(length: usize, sha256: [u8; 32]) -> Result<[u8; PREAMBLE], PayloadTooLong> {
+    let fitting = u32::try_from(length).ok().filter(|_| length <= LONGEST_PAYLOAD);
+    let [a, b, c, d] = fitting.ok_or(PayloadTooLong(length))?.to_be_bytes();
+    let [e, f, g, h, i, j, k, l] = checksum(sha256);
+    Ok([a, b, c, d, e, f, g, h, i, j, k, l])
+}
+
+fn checksum(sha256: [u8; 32]) -> [u8; CHECKSUM_BYTES] {
+    let [a, b, c, d, e, f, g, h, ..] = sha256;
     [a, b, c, d, e, f, g, h]
+}
+
+/// Why an item has no frame.
+#[derive(Debug, thiserror::Error)]
+pub enum NoFrame {
+    #[error(transparent)]
+    TooLong(#[from] PayloadTooLong),
+    #[error("it can't be put into JSON")]
+    NotJson(#[source] serde_json::Error),
+    #[error("it can't be written")]
+    Io(#[from] io::Error),
+}
+
+impl NoFrame {
+    fn of(error: serde_json::Error) -> Self {
+        if error.is_io() {
+            Self::Io(error.into())
+        } else {
+            Self::NotJson(error)
+        }
+    }
+}
+
+/// Adds one frame. An item is put into JSON twice, so that a long one never lies in memory whole. Gives the
+/// frame's length.
+///
+/// # Errors
+/// If it doesn't fit into a frame, nothing was written; else a part of it may be.
+pub fn write_json(out: &mut impl Write, item: &impl Serialize) -> Result<u64, NoFrame> {
+    let mut measured = Measured::default();
+    serde_json::to_writer(&mut measured, item).map_err(NoFrame::of)?;
+    let Measured { length, hash } = measured;
+    out.write_all(&preamble(length, hash.finalize().into())?)?;
+    serde_json::to_writer(out, item).map_err(NoFrame::of)?;
+    let length = length.saturating_add(PREAMBLE);
+    Ok(u64::try_from(length).unwrap_or(u64::MAX))
+}
+
+#[derive(Default)]
+struct Measured {
+    length: usize,
+    hash: Sha256,
+}
+
+impl Write for Measured {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.length = self.length.saturating_add(bytes.len());
+        self.hash.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How long the frames of these would be.
+///
+/// # Errors
+/// One has no JSON.
+pub fn length_of(items: &[impl Serialize]) -> Result<u64, NoFrame> {
+    let mut measured = Measured::default();
+    for item in items {
+        serde_json::to_writer(&mut measured, item).map_err(NoFrame::of)?;
+        measured.length = measured.length.saturating_add(PREAMBLE);
+    }
+    Ok(u64::try_from(measured.length).unwrap_or(u64::MAX))
 }
 
 /// What a file holds.
@@ -102,7 +175,7 @@ fn first_frame(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
         .filter(|length| *length <= LONGEST_PAYLOAD)?;
     let (expected, rest) = rest.split_first_chunk::<CHECKSUM_BYTES>()?;
     let (payload, rest) = rest.split_at_checked(length)?;
-    (checksum(payload) == *expected).then_some((payload, rest))
+    (checksum(sha256(payload)) == *expected).then_some((payload, rest))
 }
 
 /// Whether the frame at the start reaches the end of the file, or was never more than reserved space.
@@ -146,6 +219,17 @@ mod tests {
             ends.push(bytes.len());
         }
         (bytes, ends)
+    }
+
+    #[test]
+    fn an_item_has_the_same_frame_as_its_json() {
+        let item = serde_json::json!({ "bee": ["1", 2, "\u{e4}"], "long": "x".repeat(70_000) });
+        let (mut whole, mut streamed) = (Vec::new(), Vec::new());
+        write(&mut whole, &serde_json::to_vec(&item).unwrap()).unwrap();
+        let length = write_json(&mut streamed, &item).unwrap();
+        assert_eq!(streamed, whole);
+        assert_eq!(length, u64::try_from(whole.len()).unwrap());
+        assert_eq!(length_of(&[&item, &item]).unwrap(), 2 * length);
     }
 
     #[test]
@@ -200,6 +284,7 @@ mod tests {
     fn a_payload_beyond_the_limit_is_refused() {
         let mut bytes = Vec::new();
         assert!(write(&mut bytes, &vec![0; LONGEST_PAYLOAD + 1]).is_err());
+        assert!(write_json(&mut bytes, &"x".repeat(LONGEST_PAYLOAD)).is_err());
         assert!(bytes.is_empty());
     }
 

@@ -140,17 +140,17 @@ impl Records {
 impl Sink<Record> for LedgerFile {
     fn append(&mut self, records: &[Record], durably: bool) -> Result<(), NotWritten> {
         let durably = durably || records.iter().any(Record::must_stay);
-        self.file.append(&payloads(records)?, durably)?;
+        self.file.append(records, durably)?;
         self.raise_floor(records)
     }
 
     fn rewrite(&mut self, records: &[Record]) -> Result<(), NotWritten> {
-        self.file.rewrite(&payloads(records)?)?;
+        self.file.rewrite(records)?;
         self.raise_floor(records)
     }
 
     fn compact(&mut self, records: &[Record]) -> Result<(), NotWritten> {
-        self.file.compact(&payloads(records)?)?;
+        self.file.compact(records)?;
         self.raise_floor(records)
     }
 
@@ -172,16 +172,11 @@ pub fn snapshot(ledger: &Ledger, time: &HostClock, now: BootTime) -> Vec<Record>
             number: ledger.number(),
             early: true,
             ids: Vec::new(),
+            ended: Vec::new(),
+            opened: Vec::new(),
         }];
     };
-    let mut records = ledger.clone().without_grants().snapshot(mark);
+    let mut records = vec![ledger.snapshot_without_grants(mark)];
     records.extend(ledger.snapshot(mark));
     records
-}
-
-fn payloads(records: &[Record]) -> Result<Vec<Vec<u8>>, NotWritten> {
-    records
-        .iter()
-        .map(|record| serde_json::to_vec(record).map_err(NotWritten::from))
-        .collect()
 }

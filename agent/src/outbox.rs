@@ -1,11 +1,15 @@
-//! Receipts that the server hasn't stored yet, in their order, on disk before they are sent.
+//! Receipts that the server hasn't stored yet, in their order, in their file before they are sent.
 //!
-//! A receipt never holds up an enforcement step: this is what memory knows, and the writer has the file. A number is never used for two contents, crash or not.
+//! A receipt never holds up an enforcement step: this is what memory knows, and the writer has the file. A number
+//! is never used for two contents, crash or not: either the receipt is on disk before it is sent, or the ledger
+//! has its number there (docs/adr/0006-numbers-of-receipts.md).
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use nightlatch_core::id::MachineId;
+use nightlatch_core::ledger::Numbers;
 use nightlatch_core::receipt::{Happening, Receipt};
 use nightlatch_core::signing::{SigningKey, base64_bytes, hex, sha256};
 use nightlatch_core::time::{BootId, Timestamp};
@@ -27,7 +31,7 @@ pub enum Entry {
     Receipt {
         sequence: u64,
         #[serde(with = "base64_bytes")]
-        envelope: Vec<u8>,
+        envelope: Arc<[u8]>,
     },
     /// Everything up to this number is done with.
     Done {
@@ -42,7 +46,7 @@ pub enum Entry {
 #[derive(Clone, Debug)]
 struct Waiting {
     sequence: u64,
-    envelope: Vec<u8>,
+    envelope: Arc<[u8]>,
 }
 
 /// Who signs receipts, and where they are made.
@@ -67,14 +71,20 @@ pub struct Outbox {
     last: u64,
     /// Hex SHA-256 of the last envelope; empty before the first.
     previous: String,
-    /// The last number that is on disk.
-    durable: u64,
+    /// The last number that may be sent.
+    ready: u64,
     given_up: u64,
 }
 
 impl Outbox {
-    /// Reads what waited; the caller holds the directory's lock. A damaged file is set aside.
-    pub fn open(path: PathBuf, signer: Signer, wall: Timestamp) -> (Self, ReceiptsFile, Option<Damage>) {
+    /// Reads what waited; the caller holds the directory's lock. A damaged file is set aside. `numbers` are those
+    /// that the ledger knows to have been given.
+    pub fn open(
+        path: PathBuf,
+        signer: Signer,
+        numbers: Option<Numbers>,
+        wall: Timestamp,
+    ) -> (Self, ReceiptsFile, Option<Damage>) {
         let (mut file, found) = FrameFile::open(path, HEADER, wall);
         let mut damage = found.damage;
         let mut entries = Vec::new();
@@ -95,15 +105,21 @@ impl Outbox {
             waiting: VecDeque::new(),
             last: 0,
             previous: String::new(),
-            durable: 0,
+            ready: 0,
             given_up: 0,
         };
         entries.into_iter().for_each(|entry| outbox.recall(entry));
+        // In the same boot the kernel still has what was written.
+        if let Some(Numbers { upto, boot_id }) = numbers
+            && boot_id != outbox.signer.boot_id
+        {
+            outbox.last = outbox.last.max(upto);
+        }
         if damage.is_some() {
             let skipped = outbox.last.saturating_add(SKIPPED_AFTER_DAMAGE);
             outbox.last = skipped.max(u64::try_from(wall.micros()).unwrap_or(0));
         } else if file.is_sound() {
-            outbox.durable = outbox.last;
+            outbox.ready = outbox.last;
         }
         (outbox, ReceiptsFile { file }, damage)
     }
@@ -142,6 +158,7 @@ impl Outbox {
             } = &self.signer;
             let previous = std::mem::take(&mut self.previous);
             let envelope = Receipt::new(*machine, *boot_id, happening, self.last, previous).seal(key);
+            let envelope: Arc<[u8]> = envelope.into();
             self.previous = hex(&sha256(&envelope));
             let sequence = self.last;
             entries.push(Entry::Receipt {
@@ -164,21 +181,21 @@ impl Outbox {
         self.last
     }
 
-    /// The last number that is on disk.
-    pub const fn durable(&self) -> u64 {
-        self.durable
+    /// The last number that may be sent.
+    pub const fn ready(&self) -> u64 {
+        self.ready
     }
 
-    /// Everything up to this number is on disk and may be sent.
+    /// Everything up to this number may be sent.
     pub fn written(&mut self, upto: u64) {
-        self.durable = self.durable.max(upto);
+        self.ready = self.ready.max(upto);
     }
 
     /// The server has stored everything up to `sequence`. Gives what must be written, if anything. Without it
     /// the receipts are sent once more after a restart, which does no harm.
     #[must_use]
     pub fn stored(&mut self, sequence: u64) -> Option<Entry> {
-        let sequence = sequence.min(self.durable);
+        let sequence = sequence.min(self.ready);
         let mut previous = None;
         while let Some(first) = self.waiting.pop_front_if(|first| first.sequence <= sequence) {
             previous = Some(hex(&sha256(&first.envelope)));
@@ -192,12 +209,8 @@ impl Outbox {
 
     /// All that must be in the file.
     pub fn entries(&self) -> Vec<Entry> {
-        let done = self
-            .waiting
-            .front()
-            .map_or(self.last, |first| first.sequence.saturating_sub(1));
         let done = Entry::Done {
-            sequence: done,
+            sequence: self.stored_upto(),
             // Only asked for when nothing waits.
             previous: self.previous.clone(),
             given_up: self.given_up,
@@ -214,17 +227,24 @@ impl Outbox {
 
     /// At most `most` receipts behind `after` that may be sent, with the number of the last.
     pub fn sendable(&self, after: u64, most: usize) -> Option<(u64, Vec<Vec<u8>>)> {
+        let first = self.waiting.partition_point(|waiting| waiting.sequence <= after);
         let ready = self
             .waiting
-            .iter()
-            .filter(|waiting| waiting.sequence > after && waiting.sequence <= self.durable)
+            .range(first..)
+            .take_while(|waiting| waiting.sequence <= self.ready)
             .take(most);
         let (mut last, mut envelopes) = (None, Vec::new());
         for Waiting { sequence, envelope } in ready {
             last = Some(*sequence);
-            envelopes.push(envelope.clone());
+            envelopes.push(envelope.to_vec());
         }
         last.map(|last| (last, envelopes))
+    }
+
+    /// Behind this number receipts wait for the server.
+    pub fn stored_upto(&self) -> u64 {
+        let first = self.waiting.front();
+        first.map_or(self.last, |first| first.sequence.saturating_sub(1))
     }
 
     /// How many receipts were given up for lack of room, once.
@@ -239,15 +259,15 @@ impl Outbox {
 
 impl Sink<Entry> for ReceiptsFile {
     fn append(&mut self, entries: &[Entry], durably: bool) -> Result<(), NotWritten> {
-        self.file.append(&payloads(entries)?, durably)
+        self.file.append(entries, durably)
     }
 
     fn rewrite(&mut self, entries: &[Entry]) -> Result<(), NotWritten> {
-        self.file.rewrite(&payloads(entries)?)
+        self.file.rewrite(entries)
     }
 
     fn compact(&mut self, entries: &[Entry]) -> Result<(), NotWritten> {
-        self.file.compact(&payloads(entries)?)
+        self.file.compact(entries)
     }
 
     fn is_sound(&self) -> bool {
@@ -257,11 +277,6 @@ impl Sink<Entry> for ReceiptsFile {
     fn is_long(&self) -> bool {
         self.file.is_long()
     }
-}
-
-fn payloads(entries: &[Entry]) -> Result<Vec<Vec<u8>>, NotWritten> {
-    let payloads = entries.iter().map(serde_json::to_vec);
-    Ok(payloads.collect::<Result<_, _>>()?)
 }
 
 #[cfg(test)]
@@ -309,12 +324,16 @@ mod tests {
     }
 
     fn open(path: &Path) -> (InStep, Option<Damage>) {
+        open_after(path, None)
+    }
+
+    fn open_after(path: &Path, numbers: Option<Numbers>) -> (InStep, Option<Damage>) {
         let signer = Signer {
             key: key(),
             machine: MachineId::new(Uuid::from_u128(5)),
             boot_id: BootId(Uuid::from_u128(6)),
         };
-        let (outbox, file, damage) = Outbox::open(path.to_owned(), signer, wall());
+        let (outbox, file, damage) = Outbox::open(path.to_owned(), signer, numbers, wall());
         (InStep { outbox, file }, damage)
     }
 
@@ -358,6 +377,24 @@ mod tests {
         let (_, envelopes) = outbox.outbox.sendable(0, 1).unwrap();
         assert_eq!(found[1].previous, hex(&sha256(&envelopes[0])));
         assert_eq!(found[0].previous.len(), 64);
+    }
+
+    #[test]
+    fn numbers_that_may_have_been_sent_before_the_power_was_cut_are_not_given_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("receipts");
+        let (mut outbox, _) = open(&path);
+        outbox.add(vec![happening(1)]).unwrap();
+        drop(outbox);
+        let next_after = |boot| {
+            let boot_id = BootId(Uuid::from_u128(boot));
+            let (mut outbox, _) = open_after(&path, Some(Numbers { upto: 4, boot_id }));
+            outbox.add(vec![happening(2)]).unwrap();
+            outbox.outbox.last()
+        };
+        assert_eq!(next_after(6), 2, "in the same boot the file has them all");
+        assert_eq!(next_after(5), 5);
+        assert_eq!(next_after(5), 6);
     }
 
     #[test]

@@ -159,7 +159,7 @@ fn recall<G: Gate, C: Clock>(
         machine: enrollment.machine_id,
         boot_id: clock.boot_id(),
     };
-    let (outbox, receipts, damage) = Outbox::open(state.receipts(), signer, clock.wall());
+    let (outbox, receipts, damage) = Outbox::open(state.receipts(), signer, ledger.numbers(), clock.wall());
     if let Some(damage) = damage {
         tracing::error!(
             why = damage.why,

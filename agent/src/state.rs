@@ -137,7 +137,14 @@ impl StateDir {
 /// # Errors
 /// Whatever the disk says.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<File> {
-    let mut file = OpenOptions::new()
+    write_private_by(path, |mut file| file.write_all(bytes))
+}
+
+fn write_private_by<E: From<io::Error>>(
+    path: &Path,
+    write: impl FnOnce(&File) -> Result<(), E>,
+) -> Result<File, E> {
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -147,7 +154,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<File> {
         .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(path)?;
     give_to_owner_of_folder(&file, path)?;
-    file.write_all(bytes)?;
+    write(&file)?;
     file.sync_all()?;
     Ok(file)
 }
@@ -178,10 +185,19 @@ impl NewFile {
     /// # Errors
     /// Whatever the disk says. The old file is there still.
     pub fn write(place: &Path, bytes: &[u8]) -> io::Result<Self> {
+        Self::write_by(place, |mut file| file.write_all(bytes))
+    }
+
+    /// # Errors
+    /// As [`Self::write`], and whatever `write` says.
+    pub fn write_by<E: From<io::Error>>(
+        place: &Path,
+        write: impl FnOnce(&File) -> Result<(), E>,
+    ) -> Result<Self, E> {
         let mut path = place.as_os_str().to_owned();
         path.push(".new");
         let path = PathBuf::from(path);
-        match write_private(&path, bytes) {
+        match write_private_by(&path, write) {
             Ok(file) => Ok(Self { path, file }),
             Err(error) => {
                 // What is left of the attempt would take the room that is missing.

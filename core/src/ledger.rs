@@ -30,7 +30,7 @@ use entries::Entries;
 use in_force::InForce;
 
 pub use change::{AssignmentRefused, Change, LeftOut};
-pub use record::{AssignedRecord, Boot, Record, Replayed};
+pub use record::{AssignedRecord, Boot, Numbers, Record, Replayed};
 
 /// The most grants that a host takes.
 pub const MOST_GRANTS: usize = 20_000;
@@ -146,9 +146,10 @@ pub struct Ledger {
     /// Closed before their end, with that end: a server restored from an old copy may send them again.
     revoked: BTreeMap<GrantId, Timestamp>,
     /// Closed before their end after they were reported as open, and no receipt is known to be on disk.
-    untold: BTreeSet<GrantId>,
+    untold: BTreeMap<GrantId, Closing>,
     /// The number of the last record that was made.
     number: u64,
+    numbers: Option<Numbers>,
     in_force: Option<InForce>,
 }
 
@@ -166,10 +167,16 @@ impl Ledger {
             entries: Entries::default(),
             unrecorded: BTreeMap::new(),
             revoked: BTreeMap::new(),
-            untold: BTreeSet::new(),
+            untold: BTreeMap::new(),
             number: 0,
+            numbers: None,
             in_force: None,
         }
+    }
+
+    /// The receipts that may have been sent without being on disk.
+    pub const fn numbers(&self) -> Option<Numbers> {
+        self.numbers
     }
 
     /// The number of the last record that was made. It never falls, so that less of it on disk is a loss.
@@ -226,7 +233,7 @@ impl Ledger {
         for (id, why) in &change.closing {
             match why {
                 Closing::NoLongerValid => {
-                    self.owe_receipt(*id);
+                    self.owe_receipt(*id, *why);
                     self.refuse(*id, why.code().to_string(), None);
                 }
                 Closing::Removed | Closing::Expired => self.remove(*id),
@@ -261,23 +268,43 @@ impl Ledger {
             None => false,
         };
         let early = ids.iter().any(ends_later);
+        let has_ended = |id: &&GrantId| self.has_ended(**id, now);
+        let ended: Vec<GrantId> = ids.iter().filter(has_ended).copied().collect();
+        let was_opened = |id: &&GrantId| self.was_opened(**id);
+        let opened: Vec<GrantId> = ids.iter().filter(was_opened).copied().collect();
         ids.iter().for_each(|id| self.remove(*id));
+        self.owe_receipts(&opened, &ended);
         let number = self.next_number();
-        Record::Removed { number, early, ids }
+        Record::Removed {
+            number,
+            early,
+            ids,
+            ended,
+            opened,
+        }
     }
 
-    fn owe_receipt(&mut self, id: GrantId) {
+    fn owe_receipts(&mut self, opened: &[GrantId], ended: &[GrantId]) {
+        for id in opened {
+            let has_ended = ended.contains(id);
+            let why = if has_ended {
+                Closing::Expired
+            } else {
+                Closing::Removed
+            };
+            self.untold.insert(*id, why);
+        }
+    }
+
+    fn owe_receipt(&mut self, id: GrantId, why: Closing) {
         if self.was_opened(id) {
-            self.untold.insert(id);
+            self.untold.insert(id, why);
         }
     }
 
     /// Closings before the end whose receipts may have been lost in a crash.
     pub fn untold(&self) -> impl Iterator<Item = (GrantId, Closing)> {
-        self.untold.iter().map(|id| match self.refused_as(*id) {
-            Some(_) => (*id, Closing::NoLongerValid),
-            None => (*id, Closing::Removed),
-        })
+        self.untold.iter().map(|(id, why)| (*id, *why))
     }
 
     /// The receipts that a record of [`Self::reported`] is about are on disk.
@@ -290,7 +317,7 @@ impl Ledger {
     }
 
     fn remove(&mut self, id: GrantId) {
-        self.owe_receipt(id);
+        self.owe_receipt(id, Closing::Removed);
         let removed = self.entries.remove(id);
         if let Some(not_after) = removed.and_then(|entry| entry.not_after()) {
             self.revoked.insert(id, not_after);
@@ -326,6 +353,7 @@ impl Ledger {
         self.forget_revoked(record.mark.time);
         self.generation = record.generation;
         self.number = self.number.max(record.number);
+        self.numbers = record.numbers.or(self.numbers);
         self.keys = keys.or_else(|| self.keys.take());
         if let Some(policy) = policy {
             let before = self.policy.replace(policy);
@@ -347,6 +375,7 @@ impl Ledger {
         for (id, rejected) in refused {
             self.refuse(id, rejected.code().to_string(), ends.get(&id).copied());
         }
+        self.entries.keep_digest();
     }
 
     /// Everything up to this number is on disk: what it lets in may open.
@@ -364,7 +393,6 @@ impl Ledger {
             self.also_until = None;
             self.also_guarded.clear();
         }
-        self.entries.keep_digest();
     }
 
     /// Everything up to here is known to be on disk.

@@ -10,6 +10,8 @@ use crate::writer::{Job, Outcome, Write};
 const MOST_WAITING: usize = 1024;
 /// How long after a failure the disk is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// How long what needn't be on disk at once may stay in the kernel's memory.
+const SYNC_PAUSE: Duration = Duration::from_millis(50);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -22,7 +24,13 @@ pub(super) struct Lane<T> {
     is_behind: bool,
     is_long: bool,
     not_before: Option<BootTime>,
-    /// Up to here everything is on disk.
+    /// Whether the job under way forces everything to the disk.
+    forces: bool,
+    /// When the file is forced to the disk, if nothing does it before.
+    sync_at: Option<BootTime>,
+    /// Up to here the file has everything: it outlives the process.
+    written: u64,
+    /// Up to here it is on disk: it outlives the power as well.
     durable: u64,
 }
 
@@ -37,6 +45,9 @@ impl<T> Lane<T> {
             is_behind: !is_sound,
             is_long: false,
             not_before: None,
+            forces: false,
+            sync_at: None,
+            written: if is_sound { durable } else { 0 },
             durable: if is_sound { durable } else { 0 },
         }
     }
@@ -49,12 +60,19 @@ impl<T> Lane<T> {
         self.busy_since
     }
 
-    pub(super) const fn retries_at(&self) -> Option<BootTime> {
-        self.not_before
+    /// When there is something to do next without being asked.
+    pub(super) fn due_at(&self) -> Option<BootTime> {
+        let sync_at = self.sync_at.filter(|_| self.busy_since.is_none());
+        self.not_before.into_iter().chain(sync_at).min()
+    }
+
+    /// What was to wait in the kernel's memory goes to the disk now.
+    pub(super) fn hurry(&mut self, now: BootTime) {
+        self.sync_at = self.sync_at.map(|_| now);
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.busy_since.is_none() && self.waiting.is_empty() && !self.is_behind
+        self.busy_since.is_none() && self.waiting.is_empty() && !self.is_behind && self.sync_at.is_none()
     }
 
     /// Memory has it already.
@@ -87,14 +105,15 @@ impl<T> Lane<T> {
         if self.busy_since.is_some() {
             return None;
         }
+        let must_sync = self.sync_at.is_some_and(|moment| moment <= now);
         let write = if self.is_behind {
             if self.not_before.is_some_and(|moment| now < moment) {
                 return None;
             }
             self.is_behind = false;
             Write::Anew(all())
-        } else if !self.waiting.is_empty() {
-            let (items, durably) = (std::mem::take(&mut self.waiting), self.durably);
+        } else if !self.waiting.is_empty() || must_sync {
+            let (items, durably) = (std::mem::take(&mut self.waiting), self.durably || must_sync);
             self.forget_waiting();
             Write::Append { items, durably }
         } else if self.is_long {
@@ -102,6 +121,7 @@ impl<T> Lane<T> {
         } else {
             return None;
         };
+        self.forces = matches!(write, Write::Anew(_) | Write::Append { durably: true, .. });
         self.busy_since = Some(now);
         self.not_before = None;
         Some(Job { write, upto })
@@ -111,12 +131,18 @@ impl<T> Lane<T> {
     pub(super) fn answered(&mut self, outcome: &Outcome, now: BootTime) {
         self.busy_since = None;
         self.is_long = outcome.is_long;
-        if let Ok(upto) = &outcome.upto {
-            self.durable = self.durable.max(*upto);
-            self.not_before = None;
-        } else {
+        let Ok(upto) = &outcome.upto else {
             self.lag();
             self.not_before = Some(now.plus(RETRY_PAUSE));
+            return;
+        };
+        self.written = self.written.max(*upto);
+        self.not_before = None;
+        if self.forces {
+            self.durable = self.durable.max(*upto);
+            self.sync_at = None;
+        } else if self.durable < self.written && self.sync_at.is_none() {
+            self.sync_at = Some(now.plus(SYNC_PAUSE));
         }
     }
 }
@@ -128,6 +154,23 @@ mod tests {
 
     fn second(second: u64) -> BootTime {
         BootTime::new(Duration::from_secs(second))
+    }
+
+    #[test]
+    fn what_may_wait_is_forced_to_the_disk_soon_and_once() {
+        let mut lane = Lane::new(0, true);
+        lane.add([1], 1, false);
+        lane.next(second(0), 1, Vec::new).unwrap();
+        assert_eq!(lane.due_at(), None);
+        lane.answered(&outcome(Ok(1)), second(0));
+        assert_eq!((lane.written, lane.durable()), (1, 0));
+        let due = lane.due_at().unwrap();
+        assert_eq!(lane.next(second(0), 1, Vec::new), None);
+        assert!(!lane.is_idle());
+        assert_eq!(lane.next(due, 1, Vec::new), Some(append(&[], 1)));
+        lane.answered(&outcome(Ok(1)), due);
+        assert_eq!(lane.durable(), 1);
+        assert!(lane.is_idle() && lane.due_at().is_none());
     }
 
     fn outcome(upto: Result<u64, NotWritten>) -> Outcome {
@@ -201,7 +244,7 @@ mod tests {
         lane.answered(&outcome(Err(NotWritten::NoWriter)), second(0));
         lane.add([2], 1, true);
         assert_eq!(lane.next(second(4), 2, || vec![1, 2]), None);
-        assert_eq!(lane.retries_at(), Some(second(5)));
+        assert_eq!(lane.due_at(), Some(second(5)));
         let job = lane.next(second(5), 2, || vec![1, 2]).unwrap();
         assert_eq!((job.write, job.upto), (Write::Anew(vec![1, 2]), 2));
         lane.answered(&outcome(Ok(2)), second(6));

@@ -72,21 +72,30 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     }
 
     async fn finish(&mut self) {
-        self.flush();
+        self.hurry();
         while self.is_writing() {
             let Some(written) = self.disk.written().await else {
                 return;
             };
             self.written(written);
+            self.hurry();
         }
+    }
+
+    /// Nothing waits in the kernel's memory for later.
+    fn hurry(&mut self) {
+        let now = self.clock.now();
+        self.ledger_lane.hurry(now);
+        self.receipts_lane.hurry(now);
+        self.flush();
     }
 
     fn until_next(&self, now: BootTime) -> Duration {
         let moments = [
             self.ledger.next_deadline(now),
             self.gate_due_at,
-            self.ledger_lane.retries_at(),
-            self.receipts_lane.retries_at(),
+            self.ledger_lane.due_at(),
+            self.receipts_lane.due_at(),
         ];
         let next = moments.into_iter().flatten().min();
         next.map_or(LONGEST_SLEEP, |next| next.since(now).min(LONGEST_SLEEP))

@@ -2,7 +2,7 @@
 
 use nightlatch_core::assignment::{Assignment, Generation};
 use nightlatch_core::keys::{ListNumber, VerifiedKeys};
-use nightlatch_core::ledger::{Change, Closing, LeftOut};
+use nightlatch_core::ledger::{Change, Closing, LeftOut, Numbers};
 use nightlatch_core::policy::VerifiedPolicy;
 use nightlatch_core::time::BootTime;
 
@@ -18,6 +18,8 @@ pub(super) struct Unanswered {
     pub(super) generation: Generation,
     pub(super) is_whole: bool,
     pub(super) lacks_policy: bool,
+    /// Whether it ends something.
+    pub(super) ends: bool,
 }
 
 impl Unanswered {
@@ -25,6 +27,7 @@ impl Unanswered {
     fn includes(&mut self, earlier: Self) {
         self.lacks_policy = !(self.brings_policy() || earlier.brings_policy());
         self.is_whole |= earlier.is_whole;
+        self.ends |= earlier.ends;
     }
 
     const fn brings_policy(self) -> bool {
@@ -79,7 +82,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     pub(super) fn take(&mut self, assignment: &Assignment) {
         let now = self.clock.now();
         let generation = assignment.generation;
-        let change = match self
+        let mut change = match self
             .ledger
             .consider(assignment, self.rules.ceiling.as_ref(), &self.time, now)
         {
@@ -114,6 +117,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         });
         let refused = self.newly_refused(&change);
         let guards = self.guards();
+        self.give_numbers(&mut change, refused.len(), now);
         self.record(change.record(), assignment.added.len().saturating_add(1), true);
         self.ledger.commit(change);
         let has_guards = guards != self.guards();
@@ -130,6 +134,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             generation,
             is_whole: assignment.base.is_none(),
             lacks_policy,
+            ends: !assignment.removed.is_empty() || !self.closed.is_empty(),
         });
         if self.unanswered.len() > MOST_WAITING
             && let Some(overtaken) = self.unanswered.pop_front()
@@ -137,6 +142,26 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         {
             next.includes(overtaken);
         }
+    }
+
+    /// For the receipts that follow with this record: they needn't wait for the disk once more.
+    fn give_numbers(&mut self, change: &mut Change, refused: usize, now: BootTime) {
+        let count = refused
+            .saturating_add(self.closed.len())
+            .saturating_add(change.opening(now));
+        let last = self.giving.back().map_or(0, |(_, upto)| *upto);
+        let upto = last
+            .max(self.outbox.last())
+            .saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+        change.give_numbers(Numbers {
+            upto,
+            boot_id: self.time.boot_id(),
+        });
+        if self.giving.len() >= MOST_WAITING {
+            self.giving.pop_front();
+        }
+        let number = self.ledger.number().saturating_add(1);
+        self.giving.push_back((number, upto));
     }
 
     fn guards(&self) -> (Option<ListNumber>, Option<(u64, u64)>) {

@@ -6,6 +6,7 @@ use nightlatch_core::ledger::{Change, Closing};
 use nightlatch_core::receipt::{Done, Happening};
 use nightlatch_core::time::Timestamp;
 
+use super::taking::Unanswered;
 use super::{BATCH, Enforcer, Fallen, Gate, MOST_REPORTS, WINDOW};
 use crate::clock::Clock;
 use crate::server_link::{Report, Taken, ToServer};
@@ -91,7 +92,10 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         }
         let weight = happenings.len();
         match self.outbox.add(happenings) {
-            Some(entries) => self.receipts_lane.add(entries, weight, true),
+            Some(entries) => {
+                let must_be_on_disk = self.outbox.last() > self.given;
+                self.receipts_lane.add(entries, weight, must_be_on_disk);
+            }
             None => self.receipts_lane.lag(),
         }
     }
@@ -113,11 +117,37 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             .filter(|stream| stream.on_the_way.len() < WINDOW)
         {
             let Some((last, envelopes)) = self.outbox.sendable(stream.sent, BATCH) else {
-                return;
+                break;
             };
             stream.sent = last;
             stream.on_the_way.push_back(last);
             self.say(ToServer::Receipts(envelopes));
+        }
+        self.send_answers();
+    }
+
+    /// Where something has ended, the answer follows the receipts: else the server would take what they say was open
+    /// for never opened.
+    pub(super) fn accept(&mut self, taken: Vec<Unanswered>) {
+        let last = self.outbox.last();
+        if let Some(stream) = self.stream.as_mut() {
+            let answers = taken.into_iter();
+            stream
+                .answers
+                .extend(answers.map(|taken| (if taken.ends { last } else { 0 }, taken.generation)));
+        }
+        self.send_answers();
+    }
+
+    fn send_answers(&mut self) {
+        while let Some(stream) = self.stream.as_mut() {
+            let is_due = |(receipts, _): &mut (u64, Generation)| {
+                *receipts <= stream.sent.max(self.outbox.stored_upto())
+            };
+            let Some((_, generation)) = stream.answers.pop_front_if(is_due) else {
+                return;
+            };
+            self.reply(generation, Taken::Accepted, "");
         }
     }
 

@@ -221,7 +221,7 @@ fn outbox(boot_id: BootId) -> Outbox {
         boot_id,
     };
     let folder = tempfile::tempdir().unwrap();
-    Outbox::open(folder.path().join("receipts"), signer, noon()).0
+    Outbox::open(folder.path().join("receipts"), signer, None, noon()).0
 }
 
 impl World {

@@ -9,7 +9,6 @@ use crate::causes::causes;
 use crate::clock::Clock;
 use crate::frame_file::NotWritten;
 use crate::ledger_file::snapshot;
-use crate::server_link::Taken;
 use crate::writer::{Disk, Outcome, Written};
 
 /// A disk that takes longer than this is reported.
@@ -65,6 +64,9 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             return;
         }
         self.ledger.recorded(upto);
+        while let Some((_, given)) = self.giving.pop_front_if(|(number, _)| *number <= upto) {
+            self.given = given;
+        }
         let mut answers = Vec::new();
         while let Some(taken) = self.unanswered.pop_front_if(|taken| taken.number <= upto) {
             if taken.is_whole {
@@ -73,13 +75,11 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
                     self.guarded_meanwhile.clear();
                 }
             }
-            answers.push(taken.generation);
+            answers.push(taken);
         }
         self.enforce();
         self.account();
-        for generation in answers {
-            self.reply(generation, Taken::Accepted, "");
-        }
+        self.accept(answers);
     }
 
     fn not_recorded(&mut self, error: &NotWritten) {
@@ -100,7 +100,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
                 return;
             }
         }
-        let durable = self.outbox.durable();
+        let durable = self.receipts_lane.durable();
         while let Some((_, record)) = self.reported.pop_front_if(|(last, _)| *last <= durable) {
             self.ledger.receipts_kept(&record);
             self.record(record, 1, false);

@@ -7,7 +7,9 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::record::Envelope;
-use super::{Accepted, AssignedRecord, Closing, Ledger, MOST_GRANTS, MOST_OPENINGS, Record, entries};
+use super::{
+    Accepted, AssignedRecord, Closing, Ledger, MOST_GRANTS, MOST_OPENINGS, Numbers, Record, entries,
+};
 use crate::assignment::{Assigned, Assignment, Generation};
 use crate::ceiling::Ceiling;
 use crate::clock::{HostClock, Mark};
@@ -83,6 +85,17 @@ pub struct Change {
 }
 
 impl Change {
+    /// How many grants open with it, once its record is on disk.
+    pub fn opening(&self, now: BootTime) -> usize {
+        let accepted = self.accepted.iter();
+        accepted.filter(|(_, accepted)| accepted.start <= now).count()
+    }
+
+    /// With its record, receipts up to this number may be sent before they are on disk themselves.
+    pub const fn give_numbers(&mut self, numbers: Numbers) {
+        self.record.numbers = Some(numbers);
+    }
+
     /// For the ledger's file, before [`Ledger::commit`].
     pub fn record(&self) -> Record {
         Record::Assigned(self.record.clone())
@@ -414,5 +427,7 @@ fn record(
         refused_ends: judged.refused_ends.clone(),
         revoked: Vec::new(),
         untold: Vec::new(),
+        untold_ended: Vec::new(),
+        numbers: None,
     }
 }

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Accepted, Entry, Ledger, LeftOut};
+use super::{Accepted, Closing, Entry, Ledger, LeftOut};
 use crate::assignment::Generation;
 use crate::ceiling::Ceiling;
 use crate::clock::Mark;
@@ -34,6 +34,12 @@ pub enum Record {
         /// Whether one of them would be open later on.
         early: bool,
         ids: Vec<GrantId>,
+        /// Those of them that had come to their own end.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        ended: Vec<GrantId>,
+        /// Those of them that were open by a receipt, whether or not it was on disk.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        opened: Vec<GrantId>,
     },
     /// Ends on the clock of a new boot.
     Carried {
@@ -79,6 +85,19 @@ pub struct AssignedRecord {
     /// With `whole`: closed before their end, without a receipt on disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) untold: Vec<GrantId>,
+    /// The same at their end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) untold_ended: Vec<GrantId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) numbers: Option<Numbers>,
+}
+
+/// Receipts up to this number may have been sent in that boot and not be on disk: after it they are not given again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Numbers {
+    pub upto: u64,
+    pub boot_id: BootId,
 }
 
 impl Record {
@@ -159,11 +178,11 @@ pub struct Replayed {
 }
 
 impl Ledger {
-    /// The fewest records that rebuild this ledger, for compaction.
-    pub fn snapshot(&self, mark: Mark) -> Vec<Record> {
-        let record = AssignedRecord {
+    /// What rebuilds this ledger but for its grants. The generation is zero, so that the whole is sent again.
+    pub fn snapshot_without_grants(&self, mark: Mark) -> Record {
+        Record::Assigned(AssignedRecord {
             number: self.number,
-            generation: self.generation,
+            generation: Generation(0),
             whole: true,
             mark,
             keys: self.keys.as_ref().map(|keys| Envelope(keys.envelope().to_vec())),
@@ -173,30 +192,26 @@ impl Ledger {
                 .map(|policy| Envelope(policy.envelope().to_vec())),
             guarded: self.guarded_for_good(),
             removed: Vec::new(),
-            accepted: self.accepted().map(|(id, accepted)| accepted.kept(id)).collect(),
-            refused: self
-                .entries
-                .iter()
-                .filter_map(|(id, entry)| match entry {
-                    Entry::Accepted(_) => None,
-                    Entry::Refused { code, .. } => Some((id, code.clone())),
-                })
-                .collect(),
-            refused_ends: self
-                .entries
-                .iter()
-                .filter_map(|(id, entry)| match entry {
-                    Entry::Accepted(_) => None,
-                    Entry::Refused { not_after, .. } => Some((id, (*not_after)?)),
-                })
-                .collect(),
+            accepted: Vec::new(),
+            refused: Vec::new(),
+            refused_ends: Vec::new(),
             revoked: self
                 .revoked
                 .iter()
                 .map(|(id, not_after)| (*id, *not_after))
                 .collect(),
-            untold: self.untold.iter().copied().collect(),
-        };
+            untold: self.owed(|why| why != Closing::Expired),
+            untold_ended: self.owed(|why| why == Closing::Expired),
+            numbers: self.numbers,
+        })
+    }
+
+    /// The fewest records that rebuild this ledger, for compaction.
+    pub fn snapshot(&self, mark: Mark) -> Vec<Record> {
+        let mut first = self.snapshot_without_grants(mark);
+        if let Record::Assigned(assigned) = &mut first {
+            self.add_grants(assigned);
+        }
         let opened = self
             .accepted()
             .filter(|(_, accepted)| accepted.opened)
@@ -207,7 +222,7 @@ impl Ledger {
             .filter(|(_, accepted)| accepted.closed)
             .map(|(id, _)| id)
             .collect();
-        let mut records = alloc::vec![Record::Assigned(record), Record::Reported { opened, closed }];
+        let mut records = alloc::vec![first, Record::Reported { opened, closed }];
         let unsettled: Vec<_> = self
             .accepted()
             .filter(|(_, accepted)| accepted.wall_end.is_some())
@@ -222,6 +237,24 @@ impl Ledger {
             });
         }
         records
+    }
+
+    fn add_grants(&self, to: &mut AssignedRecord) {
+        to.generation = self.generation;
+        for (id, entry) in self.entries.iter() {
+            match entry {
+                Entry::Accepted(accepted) => to.accepted.push(accepted.kept(id)),
+                Entry::Refused { code, not_after } => {
+                    to.refused.push((id, code.clone()));
+                    to.refused_ends.extend(not_after.map(|not_after| (id, not_after)));
+                }
+            }
+        }
+    }
+
+    fn owed(&self, is_such: impl Fn(Closing) -> bool) -> Vec<GrantId> {
+        let owed = self.untold.iter().filter(|(_, why)| is_such(**why));
+        owed.map(|(id, _)| *id).collect()
     }
 
     /// A policy that is on disk with these records ends what those before it guarded.
@@ -255,8 +288,11 @@ impl Ledger {
                     mark = Some(assigned.mark);
                     ledger.replay_assigned(assigned, ceiling, &mut left_out);
                 }
-                Record::Removed { ids, .. } => {
+                Record::Removed {
+                    ids, ended, opened, ..
+                } => {
                     ids.into_iter().for_each(|id| ledger.remove(id));
+                    ledger.owe_receipts(&opened, &ended);
                 }
                 Record::Carried {
                     number: _,
@@ -337,9 +373,13 @@ impl Ledger {
         if assigned.whole {
             self.entries.clear();
             self.revoked = assigned.revoked.into_iter().collect();
-            self.untold = assigned.untold.into_iter().collect();
+            // A refusal below says why if it was that.
+            let early = assigned.untold.into_iter().map(|id| (id, Closing::Removed));
+            let ended = assigned.untold_ended.into_iter().map(|id| (id, Closing::Expired));
+            self.untold = early.chain(ended).collect();
         }
         self.generation = assigned.generation;
+        self.numbers = assigned.numbers.or(self.numbers);
         if let Some(Envelope(envelope)) = assigned.keys {
             match VerifiedKeys::verify(&envelope, &self.root) {
                 Ok(keys) => self.keys = Some(keys),
@@ -352,7 +392,10 @@ impl Ledger {
         self.forget_revoked(assigned.mark.time);
         let ends: BTreeMap<_, _> = assigned.refused_ends.into_iter().collect();
         for (id, code) in assigned.refused {
-            self.owe_receipt(id);
+            if let Some(why) = self.untold.get_mut(&id) {
+                *why = Closing::NoLongerValid;
+            }
+            self.owe_receipt(id, Closing::NoLongerValid);
             self.refuse(id, code, ends.get(&id).copied());
         }
         if !assigned.guarded.is_empty() {

@@ -277,5 +277,97 @@ fn a_closing_without_a_receipt_on_disk_is_owed_after_a_crash() {
         assert_eq!(untold(&world), [(1, Closing::Removed)]);
     }
     world.let_write();
+    world.after(1);
     assert_eq!(untold(&world), [], "its receipt is on disk");
+}
+
+#[test]
+fn a_receipt_of_an_opening_waits_for_no_second_flush_and_its_number_is_on_disk_with_the_grant() {
+    let mut world = World::connected();
+    world.assign(&[]);
+    world.answers();
+    let whole = world.whole(&[grant(1, ALICE, 600)]);
+    world.enforcer.hear(FromServer::Assignment(whole));
+    let written = world.disk.step().unwrap();
+    world.enforcer.written(written);
+    let job = world.disk.receipts_job.borrow().clone().unwrap();
+    assert!(
+        matches!(job.write, Write::Append { durably: false, .. }),
+        "{job:?}"
+    );
+    let numbers = |world: &World| {
+        let boot = world.clock.boot();
+        let records = world.records.borrow().clone();
+        let ledger = Ledger::replay(MACHINE, root().public(), records, None, boot).ledger;
+        ledger.numbers().map(|numbers| (numbers.upto, numbers.boot_id))
+    };
+    assert_eq!(numbers(&world), Some((job.upto, world.clock.boot_id)));
+    world.let_write();
+    assert_eq!(world.answers().0, [opened()]);
+
+    // That it was made is noted when it is on disk: the power may be cut before.
+    let is_noted = |world: &World| {
+        let records = world.records.borrow();
+        records
+            .iter()
+            .any(|record| matches!(record, Record::Reported { opened, .. } if !opened.is_empty()))
+    };
+    assert!(!is_noted(&world));
+    world.after(1);
+    assert!(is_noted(&world));
+    assert_eq!(numbers(&world), Some((job.upto, world.clock.boot_id)));
+}
+
+#[test]
+fn a_revoke_is_acknowledged_behind_the_receipt_of_the_opening() {
+    let mut world = World::connected();
+    world.assign(&[]);
+    world.answers();
+    let whole = world.whole(&[grant(1, ALICE, 600)]);
+    world.enforcer.hear(FromServer::Assignment(whole));
+    let written = world.disk.step().unwrap();
+    world.enforcer.written(written);
+    // Its receipt waits, and the disk fails for all but the ledger.
+    let receipts = world.disk.receipts_job.borrow_mut().take();
+    let whole = world.whole(&[]);
+    world.enforcer.hear(FromServer::Assignment(whole));
+    world.let_write();
+    let (receipts_said, rest) = world.answers();
+    assert_eq!(receipts_said, []);
+    assert_eq!(replies(&rest), [Taken::Accepted], "of the opening alone");
+    *world.disk.receipts_job.borrow_mut() = receipts;
+    world.let_write();
+    let (receipts_said, rest) = world.answers();
+    assert_eq!(receipts_said, [opened(), closed("REMOVED")]);
+    assert_eq!(replies(&rest), [Taken::Accepted]);
+}
+
+#[test]
+fn what_had_ended_is_owed_as_expired_after_a_crash() {
+    let mut world = World::connected();
+    world.assign(&[grant(1, ALICE, 60), grant(2, "192.0.2.8", 600)]);
+    world.answers();
+    world.clock.advance(Duration::from_secs(60));
+    let whole = world.whole(&[]);
+    world.enforcer.hear(FromServer::Assignment(whole));
+    let written = world.disk.step().unwrap();
+    world.enforcer.written(written);
+    let records = world.records.borrow().clone();
+    for is_snapshot in [false, true] {
+        let boot = world.clock.boot();
+        let mut ledger = Ledger::replay(MACHINE, root().public(), records.clone(), None, boot).ledger;
+        if is_snapshot {
+            let mark = world.enforcer.time.mark(boot.now).unwrap();
+            ledger = Ledger::replay(MACHINE, root().public(), ledger.snapshot(mark), None, boot).ledger;
+        }
+        let owed: Vec<_> = ledger
+            .untold()
+            .map(|(id, why)| (id.uuid().as_u128(), why))
+            .collect();
+        assert_eq!(
+            owed,
+            [(1, Closing::Expired), (2, Closing::Removed)],
+            "{is_snapshot}"
+        );
+    }
 }
