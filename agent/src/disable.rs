@@ -6,14 +6,15 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::enforcer::{Gate, Table};
-use crate::firewall::FirewallError;
+use crate::firewall::{Firewall, FirewallError};
 use crate::ruleset_text::ports;
 use crate::state::{StateDir, StateError, StateLock};
 
 /// Whoever starts these makes the table again.
-const UNITS: [&str; 3] = [
+const UNITS: [&str; 4] = [
     "nightlatch-agent.service",
     "nightlatch-lockdown.service",
+    "nightlatch-follow.service",
     "nightlatch-relock.service",
 ];
 /// systemd itself kills what doesn't stop within 90 seconds.
@@ -33,12 +34,42 @@ pub enum NotDisabled {
     NoAnswer(#[source] io::Error),
     #[error("systemctl can't be run: stop the agent yourself and add --table-only")]
     NoSystemctl(#[source] io::Error),
-    #[error("`systemctl disable --now {}` failed, and the table stays: mend that, or add --table-only", UNITS.join(" "))]
+    #[error("`systemctl stop {}` failed, and the table stays: mend that, or add --table-only", UNITS.join(" "))]
+    UnitsRun,
+    #[error(
+        "the table is gone, but `systemctl disable {}` failed: the next boot guards this host again, so run that \
+         yourself",
+        UNITS.join(" ")
+    )]
     UnitsStay,
     #[error("an agent works in {} and would make the table anew: stop it, then try again", .0.display())]
     AgentRuns(PathBuf),
     #[error(transparent)]
     State(StateError),
+}
+
+/// The firewall; `None` where no table of ours can be, as nothing here could have made it.
+///
+/// # Errors
+/// It can't be said whether there is a table.
+pub fn firewall() -> Result<Option<Firewall>, NotDisabled> {
+    none_if_impossible(Firewall::open(), nix::unistd::geteuid().is_root())
+}
+
+fn none_if_impossible<F>(opened: Result<F, FirewallError>, is_root: bool) -> Result<Option<F>, NotDisabled> {
+    match opened {
+        Ok(firewall) => Ok(Some(firewall)),
+        Err(error @ (FirewallError::NoNfTables(_) | FirewallError::KernelTooOld { .. })) => {
+            tracing::warn!("{error}, so there is no table to remove");
+            Ok(None)
+        }
+        // Even root lacks it in some containers. Others get it by becoming root.
+        Err(FirewallError::NeedsNetAdmin) if is_root => {
+            tracing::warn!("root has no CAP_NET_ADMIN here: if there is a table, it stays");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The ports that are guarded now, for people; `None` if there are none.
@@ -69,16 +100,29 @@ fn still(state: &StateDir) -> Result<Option<StateLock>, NotDisabled> {
     }
 }
 
-/// Stops the units and keeps them from being started at boot. Nothing happens on a host that systemd doesn't run.
+/// Stops the units. Until they are disabled as well, a boot guards the host again.
+///
+/// # Errors
+/// systemctl refuses; its own words are on standard error.
+pub fn stop_units() -> Result<(), NotDisabled> {
+    systemctl("stop", || NotDisabled::UnitsRun)
+}
+
+/// Keeps the units from being started at boot. To be done last: whatever is interrupted before comes back guarded.
 ///
 /// # Errors
 /// systemctl refuses; its own words are on standard error.
 pub fn disable_units() -> Result<(), NotDisabled> {
+    systemctl("disable", || NotDisabled::UnitsStay)
+}
+
+/// Nothing happens on a host that systemd doesn't run.
+fn systemctl(verb: &str, failed: fn() -> NotDisabled) -> Result<(), NotDisabled> {
     if !Path::new("/run/systemd/system").exists() {
         return Ok(());
     }
     let mut systemctl = Command::new("systemctl");
-    systemctl.args(["--quiet", "disable", "--now"]).args(UNITS);
+    systemctl.args(["--quiet", verb]).args(UNITS);
     let mut child = systemctl
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -88,14 +132,14 @@ pub fn disable_units() -> Result<(), NotDisabled> {
     while waited < SYSTEMCTL_PATIENCE {
         match child.try_wait().map_err(NotDisabled::NoSystemctl)? {
             Some(status) if status.success() => return Ok(()),
-            Some(_failed) => return Err(NotDisabled::UnitsStay),
+            Some(_failed) => return Err(failed()),
             None => std::thread::sleep(SYSTEMCTL_PACE),
         }
         waited = waited.saturating_add(SYSTEMCTL_PACE);
     }
     child.kill().map_err(NotDisabled::NoSystemctl)?;
     child.wait().map_err(NotDisabled::NoSystemctl)?;
-    Err(NotDisabled::UnitsStay)
+    Err(failed())
 }
 
 #[cfg(test)]
@@ -118,6 +162,16 @@ mod tests {
         assert_eq!(table.ports(), None);
         assert_eq!(guarded(&mut table).unwrap(), None);
         remove_table(&mut table, &state).unwrap();
+    }
+
+    #[test]
+    fn where_no_table_can_be_there_is_nothing_to_remove() {
+        let opened = |error: FirewallError, is_root| none_if_impossible::<()>(Err(error), is_root);
+        let absent = || FirewallError::NoNfTables(io::ErrorKind::Unsupported.into());
+        assert!(matches!(opened(absent(), false), Ok(None)));
+        assert!(matches!(opened(FirewallError::NeedsNetAdmin, true), Ok(None)));
+        assert!(opened(FirewallError::NeedsNetAdmin, false).is_err());
+        assert!(opened(FirewallError::NoAnswer, true).is_err());
     }
 
     #[test]

@@ -18,7 +18,6 @@ use nightlatch_agent::arguments::{Arguments, Output, Verb};
 use nightlatch_agent::clock::{Clock, SystemClock};
 use nightlatch_agent::config::{AgentConfig, LogLevel};
 use nightlatch_agent::disable::{self, NotDisabled};
-use nightlatch_agent::firewall::Firewall;
 use nightlatch_agent::inspection::Inspection;
 use nightlatch_agent::lockdown::{LockedDown, lockdown};
 use nightlatch_agent::log::Log;
@@ -143,19 +142,31 @@ fn join(token: &str, name: Option<&str>, state: &StateDir) -> anyhow::Result<Exi
 }
 
 fn turn_off(yes: bool, table_only: bool, state: &StateDir) -> anyhow::Result<ExitCode> {
-    let mut firewall = Firewall::open()?;
-    let guarded = disable::guarded(&mut firewall)?;
+    let mut firewall = disable::firewall()?;
+    let guarded = match &mut firewall {
+        Some(firewall) => disable::guarded(firewall)?,
+        None => None,
+    };
     if !yes {
         ask(guarded.as_deref())?;
     }
     if !table_only {
+        disable::stop_units()?;
+    }
+    if let Some(firewall) = &mut firewall {
+        disable::remove_table(firewall, state)?;
+    }
+    if !table_only {
         disable::disable_units()?;
     }
-    disable::remove_table(&mut firewall, state)?;
     let opened = guarded.map_or_else(
         || "nothing was guarded".to_owned(),
         |ports| format!("no longer guarded: {ports}; the host's other rules alone decide who gets in"),
     );
+    if table_only {
+        print(&format!("{opened}\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let kept = state.path().display();
     print(&format!(
         "{opened}\nkeys and ledger stay in {kept}; to turn it on again: systemctl enable --now nightlatch-lockdown \
