@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nightlatch_tests::extent;
-use nightlatch_tests::guests::{Guest, Site, Suite, packages};
+use nightlatch_tests::guests::{Failures, Guest, Site, Suite, packages};
 use nightlatch_tests::probe::Probe;
 use nightlatch_tests::transfer::Transfer;
 use nightlatch_tests::wait;
@@ -23,6 +23,8 @@ const BRIEFLY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 102);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 103);
 /// What a grant may lack after a reboot: the time since the last mark, and that of reading it here.
 const SLACK: f64 = 5.0;
+/// Far more than what follows nftables.service takes: beyond it, nothing followed.
+const FLUSHED_FOR_AT_MOST: Duration = Duration::from_secs(5);
 
 #[test]
 fn on_bookworm_a_guarded_port_is_shut_from_policy_to_purge() -> Result<()> {
@@ -81,8 +83,8 @@ impl Story<'_> {
         self.watched("a reboot", Seen::Shut, || self.web.reboot())?;
         self.wait_agent()?;
         self.expect_remaining(end)?;
-        // From now on a unit of the host flushes all tables, at each start and end.
-        self.web.sh("systemctl enable nftables")?;
+        self.boot_without_the_hosts_own_file(end)?;
+        self.turn_the_hosts_own_rules_on()?;
         self.watched("a power cut", Seen::Shut, || self.cut_the_power())?;
         self.expect_remaining(end)?;
         self.watched("a boot without the server", Seen::Unserved, || self.boot_alone())?;
@@ -237,18 +239,49 @@ impl Story<'_> {
             "systemctl stop nftables",
             "systemctl start nftables",
         ] {
-            let probe = self.probe();
-            self.web.sh(script)?;
-            wait::until_true("the table is not back", PATIENCE, || {
-                Ok(self.web.sh("nft list tables")?.contains("table inet nightlatch"))
-            })
-            .with_context(|| format!("after {script}"))?;
-            ensure!(!self.reaches(STRANGER)?, "{script} opened a port");
-            ensure!(self.reaches(ALICE)?, "{script} shut an open grant");
-            println!("{script}: open for {:?}", probe.end()?.span());
+            self.flushed(script)?;
         }
         self.web.sh("systemctl start nightlatch-agent")?;
         self.wait_agent()
+    }
+
+    /// The policy's ports are known without it; what is open isn't judged.
+    fn boot_without_the_hosts_own_file(&self, end: Instant) -> Result<()> {
+        self.web.sh("mv /etc/nightlatch/agent.toml /root/")?;
+        self.watched("a boot without the host's own file", Seen::Shut, || {
+            self.web.reboot_with(Failures::Expected)
+        })?;
+        ensure!(!self.reaches(ALICE)?, "a grant is open that nothing can judge");
+        self.web.sh(
+            "mv /root/agent.toml /etc/nightlatch/; systemctl restart nightlatch-lockdown nightlatch-agent",
+        )?;
+        self.wait_agent()?;
+        self.expect_remaining(end)
+    }
+
+    /// From now on a unit of the host flushes all tables, at each start and end. The lockdown is active by then, and no
+    /// agent is there to notice.
+    fn turn_the_hosts_own_rules_on(&self) -> Result<()> {
+        self.web.sh("systemctl stop nightlatch-agent")?;
+        expect(&self.web, "systemctl is-active nftables", "inactive")?;
+        self.flushed("systemctl enable --now nftables")?;
+        self.web.sh("systemctl start nightlatch-agent")?;
+        self.wait_agent()
+    }
+
+    fn flushed(&self, script: &str) -> Result<()> {
+        let probe = self.probe();
+        self.web.sh(script)?;
+        wait::until_true("the table is not back", PATIENCE, || {
+            Ok(self.web.sh("nft list tables")?.contains("table inet nightlatch"))
+        })
+        .with_context(|| format!("after {script}"))?;
+        ensure!(!self.reaches(STRANGER)?, "{script} opened a port");
+        ensure!(self.reaches(ALICE)?, "{script} shut an open grant");
+        let span = probe.end()?.span();
+        println!("{script}: open for {span:?}");
+        ensure!(span < FLUSHED_FOR_AT_MOST, "{script}: open for {span:?}");
+        Ok(())
     }
 
     fn turn_off_and_on(&self, end: Instant) -> Result<()> {
@@ -290,6 +323,10 @@ impl Story<'_> {
     }
 
     fn purge(&self, bare: &str, rules: &str) -> Result<()> {
+        // As an enrolment that was cut off leaves it, with keys in it.
+        self.web.sh(
+            "mkdir /var/lib/nightlatch-agent.joining; touch /var/lib/nightlatch-agent.joining/agent.key",
+        )?;
         self.web.sh("dpkg --purge nightlatch-agent")?;
         ensure!(self.rules()? == rules, "the host's rules are not what they were");
         self.control.sh("dpkg --purge nightlatch-server nightlatch")?;

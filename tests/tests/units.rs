@@ -11,8 +11,9 @@ use nightlatch_tests::plan::binaries_beside;
 use nightlatch_tests::wait::{self, Outcome};
 use tempfile::TempDir;
 
-const UNITS: [&str; 4] = [
+const UNITS: [&str; 5] = [
     "nightlatch-agent.service",
+    "nightlatch-follow.service",
     "nightlatch-lockdown.service",
     "nightlatch-relock.service",
     "nightlatch-server.service",
@@ -65,7 +66,7 @@ fn the_ports_are_shut_before_the_network_is_up() -> Result<()> {
     let unit = fs::read_to_string(source("systemd/nightlatch-lockdown.service"))?;
     for line in [
         "DefaultDependencies=no",
-        "Before=network-pre.target",
+        "Before=network-pre.target cloud-init-local.service",
         "Wants=network-pre.target",
         "Type=oneshot",
     ] {
@@ -80,6 +81,12 @@ fn the_ports_are_shut_before_the_network_is_up() -> Result<()> {
         .context("no After=")?;
     // It starts with a flush of everything.
     ensure!(after.contains("nftables.service"), "{after}");
+    // It may be started at any later time; only what isn't active any more is then started with it.
+    let unit = fs::read_to_string(source("systemd/nightlatch-follow.service"))?;
+    ensure!(
+        unit.contains("WantedBy=nftables.service") && !unit.contains("RemainAfterExit"),
+        "the follow unit doesn't follow each start"
+    );
     // And so it does when it is stopped; then what started before it follows.
     let unit = fs::read_to_string(source("systemd/nightlatch-relock.service"))?;
     for line in [
@@ -89,6 +96,29 @@ fn the_ports_are_shut_before_the_network_is_up() -> Result<()> {
         ensure!(
             unit.lines().any(|found| found == line),
             "the relock unit lacks {line}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn neither_a_missing_file_nor_a_failed_disk_keeps_the_ports_from_being_shut() -> Result<()> {
+    for name in ["lockdown", "follow", "relock"] {
+        let unit = fs::read_to_string(source(&format!("systemd/nightlatch-{name}.service")))?;
+        for line in [
+            "ConditionPathExists=|/etc/nightlatch/agent.toml",
+            "ConditionPathExists=|/var/lib/nightlatch-agent/enrollment.json",
+            "RequiresMountsFor=/etc/nightlatch",
+        ] {
+            ensure!(
+                unit.lines().any(|found| found == line),
+                "the {name} unit lacks {line}"
+            );
+        }
+        // systemd derives a RequiresMountsFor= from it.
+        ensure!(
+            !unit.lines().any(|line| line.starts_with("StateDirectory=")),
+            "the {name} unit requires the disk of the state directory"
         );
     }
     Ok(())
