@@ -48,27 +48,69 @@ pub enum NotDisabled {
     State(StateError),
 }
 
-/// The firewall; `None` where no table of ours can be, as nothing here could have made it.
-///
-/// # Errors
-/// It can't be said whether there is a table.
-pub fn firewall() -> Result<Option<Firewall>, NotDisabled> {
-    none_if_impossible(Firewall::open(), nix::unistd::geteuid().is_root())
+/// Where a table of ours would be.
+#[derive(Debug)]
+pub enum Place<F> {
+    Firewall(F),
+    /// No table can be there, as nothing could have made it.
+    NoNfTables,
+    /// Not even root may look.
+    Forbidden,
 }
 
-fn none_if_impossible<F>(opened: Result<F, FirewallError>, is_root: bool) -> Result<Option<F>, NotDisabled> {
+/// # Errors
+/// It can't be said whether there is a table, and somebody else could say it or it may be said later.
+pub fn place() -> Result<Place<Firewall>, NotDisabled> {
+    place_of(Firewall::open(), nix::unistd::geteuid().is_root())
+}
+
+fn place_of<F>(opened: Result<F, FirewallError>, is_root: bool) -> Result<Place<F>, NotDisabled> {
     match opened {
-        Ok(firewall) => Ok(Some(firewall)),
-        Err(error @ (FirewallError::NoNfTables(_) | FirewallError::KernelTooOld { .. })) => {
-            tracing::warn!("{error}, so there is no table to remove");
-            Ok(None)
-        }
-        // Even root lacks it in some containers. Others get it by becoming root.
-        Err(FirewallError::NeedsNetAdmin) if is_root => {
-            tracing::warn!("root has no CAP_NET_ADMIN here: if there is a table, it stays");
-            Ok(None)
-        }
+        Ok(firewall) => Ok(Place::Firewall(firewall)),
+        Err(FirewallError::NoNfTables(_) | FirewallError::KernelTooOld { .. }) => Ok(Place::NoNfTables),
+        // Others get the capability by becoming root, but in some containers root lacks it too.
+        Err(FirewallError::NeedsNetAdmin) if is_root => Ok(Place::Forbidden),
         Err(error) => Err(error.into()),
+    }
+}
+
+impl<F: Table> Place<F> {
+    /// What is guarded now, for people; `None` if nothing is, or nothing that can be seen.
+    ///
+    /// # Errors
+    /// The table can't be read.
+    pub fn guarded(&mut self) -> Result<Option<String>, NotDisabled> {
+        match self {
+            Self::Firewall(gate) => guarded(gate),
+            Self::NoNfTables | Self::Forbidden => Ok(None),
+        }
+    }
+
+    /// Takes the table away, as far as that can be.
+    ///
+    /// # Errors
+    /// As [`remove_table`].
+    pub fn clear(&mut self, state: &StateDir) -> Result<(), NotDisabled> {
+        match self {
+            Self::Firewall(gate) => remove_table(gate, state),
+            Self::NoNfTables | Self::Forbidden => Ok(()),
+        }
+    }
+
+    /// What has become of the host, where `guarded` was guarded before.
+    pub fn told(&self, guarded: Option<&str>) -> String {
+        match (self, guarded) {
+            (Self::Firewall(_), Some(ports)) => {
+                format!("no longer guarded: {ports}; the host's other rules alone decide who gets in")
+            }
+            (Self::Firewall(_), None) => "nothing was guarded".to_owned(),
+            (Self::NoNfTables, _) => "nothing was guarded: this kernel has no firewall to do it with".to_owned(),
+            (Self::Forbidden, _) => {
+                "whether anything is guarded here is not known, and it stays so if it is: root lacks CAP_NET_ADMIN; \
+                 see with more rights: nft list table inet nightlatch"
+                    .to_owned()
+            }
+        }
     }
 }
 
@@ -165,11 +207,20 @@ mod tests {
     }
 
     #[test]
-    fn where_no_table_can_be_there_is_nothing_to_remove() {
-        let opened = |error: FirewallError, is_root| none_if_impossible::<()>(Err(error), is_root);
+    fn where_no_table_can_be_or_be_seen_it_goes_on_and_says_so() {
+        let nowhere = StateDir::new("/nonexistent".into());
+        let opened = |error, is_root| place_of::<FakeTable>(Err(error), is_root);
         let absent = || FirewallError::NoNfTables(io::ErrorKind::Unsupported.into());
-        assert!(matches!(opened(absent(), false), Ok(None)));
-        assert!(matches!(opened(FirewallError::NeedsNetAdmin, true), Ok(None)));
+        for (error, word) in [
+            (absent(), "no firewall"),
+            (FirewallError::NeedsNetAdmin, "not known"),
+        ] {
+            let mut place = opened(error, true).unwrap();
+            assert_eq!(place.guarded().unwrap(), None);
+            place.clear(&nowhere).unwrap();
+            assert!(place.told(None).contains(word), "{}", place.told(None));
+        }
+        assert!(matches!(opened(absent(), false), Ok(Place::NoNfTables)));
         assert!(opened(FirewallError::NeedsNetAdmin, false).is_err());
         assert!(opened(FirewallError::NoAnswer, true).is_err());
     }

@@ -142,34 +142,26 @@ fn join(token: &str, name: Option<&str>, state: &StateDir) -> anyhow::Result<Exi
 }
 
 fn turn_off(yes: bool, table_only: bool, state: &StateDir) -> anyhow::Result<ExitCode> {
-    let mut firewall = disable::firewall()?;
-    let guarded = match &mut firewall {
-        Some(firewall) => disable::guarded(firewall)?,
-        None => None,
-    };
+    let mut place = disable::place()?;
+    let guarded = place.guarded()?;
     if !yes {
         ask(guarded.as_deref())?;
     }
     if !table_only {
         disable::stop_units()?;
     }
-    if let Some(firewall) = &mut firewall {
-        disable::remove_table(firewall, state)?;
-    }
+    place.clear(state)?;
     if !table_only {
         disable::disable_units()?;
     }
-    let opened = guarded.map_or_else(
-        || "nothing was guarded".to_owned(),
-        |ports| format!("no longer guarded: {ports}; the host's other rules alone decide who gets in"),
-    );
+    let told = place.told(guarded.as_deref());
     if table_only {
-        print(&format!("{opened}\n"))?;
+        print(&format!("{told}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
     let kept = state.path().display();
     print(&format!(
-        "{opened}\nkeys and ledger stay in {kept}; to turn it on again: systemctl enable --now nightlatch-lockdown \
+        "{told}\nkeys and ledger stay in {kept}; to turn it on again: systemctl enable --now nightlatch-lockdown \
          nightlatch-agent\n"
     ))?;
     Ok(ExitCode::SUCCESS)

@@ -44,7 +44,7 @@ pub(crate) struct Netlink {
 impl Netlink {
     /// In the network namespace of the calling thread, in which it stays.
     pub(crate) fn open() -> Result<Self, FirewallError> {
-        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(FirewallError::Socket)?;
+        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(no_socket)?;
         socket.bind_auto().map_err(FirewallError::Socket)?;
         socket
             .connect(&SocketAddr::new(0, 0))
@@ -303,6 +303,15 @@ impl NetlinkDeserializable for Answer {
     }
 }
 
+/// A kernel without nfnetlink knows no such protocol, one without netlink no such family (socket(2)).
+fn no_socket(error: io::Error) -> FirewallError {
+    if is(&error, Errno::EPROTONOSUPPORT) || is(&error, Errno::EAFNOSUPPORT) {
+        FirewallError::NoNfTables(error)
+    } else {
+        FirewallError::Socket(error)
+    }
+}
+
 enum Listing {
     Whole(Vec<Answer>),
     /// The ruleset changed while it was read.
@@ -345,4 +354,21 @@ pub(crate) fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
     let mut value = vec![0; found.value_len()];
     found.emit_value(&mut value);
     Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_nfnetlink_has_no_nf_tables() {
+        for (errno, has_none) in [
+            (Errno::EPROTONOSUPPORT, true),
+            (Errno::EAFNOSUPPORT, true),
+            (Errno::EMFILE, false),
+        ] {
+            let found = no_socket(errno.into());
+            assert_eq!(matches!(found, FirewallError::NoNfTables(_)), has_none, "{found}");
+        }
+    }
 }
