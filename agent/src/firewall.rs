@@ -65,6 +65,14 @@ enum Known {
     },
 }
 
+/// A table beside the ruleset that it should hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beside {
+    pub found: TableState,
+    /// What is not as the ruleset has it, if anything; elements aside.
+    pub foreign_part: Option<&'static str>,
+}
+
 /// What [`Firewall::apply`] did to the kernel's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Applied {
@@ -287,7 +295,7 @@ impl Firewall {
                 early,
             } => {
                 let table = Table::with_lengths(ruleset, lengths);
-                if !reading::has_structure(&mut self.netlink, &table)? {
+                if reading::foreign_part(&mut self.netlink, &table)?.is_some() {
                     return Ok(false);
                 }
                 for set in table.sets.iter().filter(|set| !set.name.is_learning()) {
@@ -303,12 +311,12 @@ impl Firewall {
         }
     }
 
-    /// What the kernel holds now, whoever wrote it, and whether it has the chains, rules and sets of `wanted`; `None`
-    /// if there is no table of ours.
+    /// What the kernel holds now, whoever wrote it, beside the flags, sets, chains and rules of `wanted`; `None` if there
+    /// is no table of ours.
     ///
     /// # Errors
     /// The table could not be read.
-    pub fn read_beside(&mut self, wanted: &Ruleset) -> Result<Option<(TableState, bool)>, FirewallError> {
+    pub fn read_beside(&mut self, wanted: &Ruleset) -> Result<Option<Beside>, FirewallError> {
         reading::at_one_moment(&mut self.netlink, |netlink| {
             let Some(found) = reading::state(netlink)? else {
                 return Ok(None);
@@ -316,7 +324,8 @@ impl Firewall {
             // A length that is no longer in use may keep its set.
             let lengths = reading::prefix_lengths(netlink)?;
             let table = Table::with_lengths(wanted, &lengths);
-            Ok(Some((found, reading::has_structure(netlink, &table)?)))
+            let foreign_part = reading::foreign_part(netlink, &table)?;
+            Ok(Some(Beside { found, foreign_part }))
         })
     }
 

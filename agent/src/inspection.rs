@@ -4,7 +4,7 @@ use nightlatch_core::clock::HostClock;
 use nightlatch_core::host::HostRules;
 use nightlatch_core::ledger::{Boot, Ledger};
 use nightlatch_core::ruleset::Ruleset;
-use nightlatch_core::time::Timestamp;
+use nightlatch_core::time::{BootId, Timestamp};
 
 use crate::causes::causes;
 use crate::identity::{Enrollment, NoIdentity};
@@ -19,8 +19,8 @@ pub struct Inspection {
     pub ledger: Option<Ledger>,
     pub time: HostClock,
     pub boot: Boot,
-    /// Whether the last mark is of this boot.
-    was_heard: bool,
+    /// The boot that the last mark is of.
+    pub marked_in: Option<BootId>,
     /// What could not be read or trusted.
     pub problems: Vec<String>,
 }
@@ -41,7 +41,7 @@ impl Inspection {
             ledger: None,
             time: HostClock::new(boot.id, boot.now, None),
             boot,
-            was_heard: false,
+            marked_in: None,
             problems: Vec::new(),
         };
         match Enrollment::read(state) {
@@ -77,7 +77,7 @@ impl Inspection {
                 .iter()
                 .map(|left_out| format!("in the ledger: {left_out}"));
             self.problems.extend(left_out);
-            self.was_heard = replayed.mark.is_some_and(|mark| mark.boot_id == self.boot.id);
+            self.marked_in = replayed.mark.map(|mark| mark.boot_id);
             self.time = HostClock::new(self.boot.id, self.boot.now, replayed.mark);
             self.ledger = Some(replayed.ledger);
         }
@@ -94,8 +94,9 @@ impl Inspection {
 
     /// The server's word if it was heard in this boot, else the wall clock where that isn't plainly behind.
     pub fn time(&self) -> (Timestamp, TimeSource) {
+        let was_heard = self.marked_in == Some(self.boot.id);
         match self.time.earliest(self.boot.now) {
-            Some(earliest) if self.was_heard || earliest >= self.boot.wall => (earliest, TimeSource::Server),
+            Some(earliest) if was_heard || earliest >= self.boot.wall => (earliest, TimeSource::Server),
             Some(_) | None => (self.boot.wall, TimeSource::WallClock),
         }
     }

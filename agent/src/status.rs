@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use nightlatch_core::host::HostRules;
-use nightlatch_core::ledger::Held;
+use nightlatch_core::ledger::{Boot, Held};
 use nightlatch_core::prefix::Prefix;
 use nightlatch_core::ruleset::{End, OpeningKey, Ruleset};
 use nightlatch_core::time::{BootTime, Timestamp, format_iso8601};
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::causes::causes;
 use crate::clock::Clock;
-use crate::firewall::{Firewall, FirewallError, TableState, ends_early_by};
+use crate::firewall::{Beside, Firewall, TableState, ends_early_by};
 use crate::inspection::Inspection;
 use crate::ruleset_text::ports;
 use crate::state::{StateDir, StateError};
@@ -23,12 +23,16 @@ const TOLERANCE: Duration = Duration::from_secs(2);
 /// After which it is looked again while an agent works: what is in the ledger may be on its way to the kernel.
 const PAUSES_MS: [u64; 7] = [10, 30, 60, 100, 200, 500, 900];
 
+const MOST_DIFFERENCES: usize = 10;
+
 /// Everything `status` knows; its JSON is for programs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
     pub machine: Option<MachineStatus>,
     pub agent_running: bool,
     pub table: TableStatus,
+    /// In what it differs, for people.
+    pub differences: Vec<String>,
     pub guarded: Vec<String>,
     pub guarded_by_file: Vec<String>,
     pub unguarded_interfaces: Vec<String>,
@@ -108,12 +112,29 @@ pub enum GrantState {
 pub fn status(rules: &HostRules, state: &StateDir, clock: &impl Clock) -> (Status, Ruleset) {
     settled(|| {
         let was_running = state.is_locked().unwrap_or(false);
-        let inspection = Inspection::of(rules.clone(), state, clock.boot());
-        let wanted = inspection.ruleset();
-        let status = Status::of(inspection, &wanted, state);
-        let is_final = status.is_sound() || !(was_running || status.agent_running);
-        ((status, wanted), is_final)
+        let seen = look(rules, state, clock.boot());
+        let is_final = seen.0.is_sound() || !(was_running || seen.0.agent_running);
+        (seen, is_final)
     })
+}
+
+fn look(rules: &HostRules, state: &StateDir, boot: Boot) -> (Status, Ruleset) {
+    let in_boot = |boot| {
+        let inspection = Inspection::of(rules.clone(), state, boot);
+        let wanted = inspection.ruleset();
+        let marked_in = inspection.marked_in;
+        (marked_in, (Status::of(inspection, &wanted, state), wanted))
+    };
+    let (marked_in, seen) = in_boot(boot);
+    // In some containers the agent's unit and a root shell see different boot ids. Openings that fit to the moment are
+    // proof that no boot lies between: its clock would have begun anew.
+    match marked_in {
+        Some(id) if id != boot.id && !seen.0.is_sound() => {
+            let (_, other) = in_boot(Boot { id, ..boot });
+            if other.0.is_sound() { other } else { seen }
+        }
+        _ => seen,
+    }
 }
 
 fn settled<T>(mut look: impl FnMut() -> (T, bool)) -> T {
@@ -131,16 +152,22 @@ impl Status {
     fn of(inspection: Inspection, wanted: &Ruleset, state: &StateDir) -> Self {
         let now = inspection.boot.now;
         let mut problems = inspection.problems.clone();
-        let (table, found) = match read_table(wanted) {
-            Ok(read) => {
-                let (found, has_structure) = read.unzip();
-                let table = compare(wanted, found.as_ref(), now);
-                let is_hollow = table == TableStatus::InPlace && has_structure == Some(false);
-                (if is_hollow { TableStatus::Differs } else { table }, found)
+        let read = Firewall::open().and_then(|mut firewall| firewall.read_beside(wanted));
+        let (table, differences, found) = match read {
+            Ok(Some(beside)) => {
+                let differences = differences(wanted, &beside, now);
+                let table = if differences.is_empty() {
+                    TableStatus::InPlace
+                } else {
+                    TableStatus::Differs
+                };
+                (table, differences, Some(beside.found))
             }
+            Ok(None) if wanted.is_empty() => (TableStatus::NotNeeded, Vec::new(), None),
+            Ok(None) => (TableStatus::Missing, Vec::new(), None),
             Err(error) => {
                 problems.push(format!("the kernel's table can't be read: {}", causes(&error)));
-                (TableStatus::Unknown, None)
+                (TableStatus::Unknown, Vec::new(), None)
             }
         };
         let agent_running = match state.is_locked() {
@@ -161,6 +188,7 @@ impl Status {
             }),
             agent_running,
             table,
+            differences,
             guarded: wanted.guarded().iter().map(ToString::to_string).collect(),
             guarded_by_file: inspection.rules.guarded.iter().map(ToString::to_string).collect(),
             unguarded_interfaces: inspection.rules.unguarded_interfaces.iter().cloned().collect(),
@@ -231,23 +259,41 @@ impl GrantStatus {
     }
 }
 
-fn read_table(wanted: &Ruleset) -> Result<Option<(TableState, bool)>, FirewallError> {
-    Firewall::open()?.read_beside(wanted)
+/// For people, so a few do.
+fn differences(wanted: &Ruleset, beside: &Beside, now: BootTime) -> Vec<String> {
+    let mut all = frame_differences(wanted, beside);
+    all.extend(opening_differences(wanted, &beside.found, now));
+    let further = all.len().saturating_sub(MOST_DIFFERENCES);
+    all.truncate(MOST_DIFFERENCES);
+    if further > 0 {
+        all.push(format!("and {further} more"));
+    }
+    all
 }
 
-fn compare(wanted: &Ruleset, found: Option<&TableState>, now: BootTime) -> TableStatus {
-    let Some(found) = found else {
-        return if wanted.is_empty() {
-            TableStatus::NotNeeded
-        } else {
-            TableStatus::Missing
-        };
-    };
-    let early = ends_early_by(wanted.openings().len());
-    let has_all = wanted
-        .openings()
+fn frame_differences(wanted: &Ruleset, beside: &Beside) -> Vec<String> {
+    let Beside { found, foreign_part } = beside;
+    let mut differences: Vec<String> = foreign_part
         .iter()
-        .all(|(opening, end)| match (found.openings.get(opening), end) {
+        .map(|part| format!("its {part} are not those that it was made with"))
+        .collect();
+    for (these, others, what) in [
+        (wanted.guarded(), &found.guarded, "is not guarded"),
+        (&found.guarded, wanted.guarded(), "is guarded besides"),
+    ] {
+        differences.extend(these.difference(others).map(|key| format!("{key} {what}")));
+    }
+    if found.unguarded_interfaces != *wanted.unguarded_interfaces() {
+        differences.push("the interfaces that it leaves alone are others".to_owned());
+    }
+    differences
+}
+
+fn opening_differences(wanted: &Ruleset, found: &TableState, now: BootTime) -> Vec<String> {
+    let early = ends_early_by(wanted.openings().len());
+    let mut differences = Vec::new();
+    for (opening, end) in wanted.openings().iter() {
+        let is_as_due = match (found.openings.get(opening), end) {
             (Some(remaining), End::Never) => remaining.is_none(),
             (Some(Some(remaining)), End::At(end)) => {
                 let due = end.since(now);
@@ -256,17 +302,20 @@ fn compare(wanted: &Ruleset, found: Option<&TableState>, now: BootTime) -> Table
             }
             (Some(None), End::At(_)) | (None, End::Never) => false,
             (None, End::At(end)) => end.since(now) <= TOLERANCE.saturating_add(early),
-        });
-    let has_no_more = found.openings.iter().all(|(opening, remaining)| {
-        wanted.openings().contains_key(opening) || remaining.is_some_and(|remaining| remaining <= TOLERANCE)
-    });
-    let has_frame =
-        found.guarded == *wanted.guarded() && found.unguarded_interfaces == *wanted.unguarded_interfaces();
-    if has_all && has_no_more && has_frame {
-        TableStatus::InPlace
-    } else {
-        TableStatus::Differs
+        };
+        if !is_as_due {
+            let OpeningKey { source, key } = opening;
+            differences.push(format!("{key} is not open as it should be to {source}"));
+        }
     }
+    for (opening, remaining) in &found.openings {
+        let is_over = remaining.is_some_and(|remaining| remaining <= TOLERANCE);
+        if !is_over && !wanted.openings().contains_key(opening) {
+            let OpeningKey { source, key } = opening;
+            differences.push(format!("{key} is open to {source} besides"));
+        }
+    }
+    differences
 }
 
 /// For people.
@@ -298,6 +347,9 @@ pub fn write_status(text: &mut impl Write, status: &Status, wanted: &Ruleset) ->
         TableStatus::Unknown => "can't be read",
     };
     writeln!(text, "table       {table}")?;
+    for difference in &status.differences {
+        writeln!(text, "            {difference}")?;
+    }
     let guarded = ports(wanted.guarded());
     writeln!(
         text,

@@ -20,7 +20,7 @@ use netns::{
     assert_lives, connect, guarding, guarding_with, is_silence, now, opening, output, seconds, serve, tcp,
     udp, wait_until, within,
 };
-use nightlatch_agent::firewall::{Applied, Firewall};
+use nightlatch_agent::firewall::{Applied, Beside, Firewall};
 use nightlatch_core::prefix::Prefix;
 use nightlatch_core::ruleset::{End, OpeningKey, Ruleset};
 use proptest::prelude::*;
@@ -750,10 +750,10 @@ fn what_another_process_reads_beside_rebuilds_is_one_of_the_tables() {
             let mut firewall = Firewall::open().unwrap();
             wait_until("no table", || firewall.read().unwrap().is_some());
             while !is_over.load(Ordering::Relaxed) {
-                let (found, has_structure) = firewall.read_beside(&base).unwrap().unwrap();
+                let Beside { found, foreign_part } = firewall.read_beside(&base).unwrap().unwrap();
                 assert_eq!(found.guarded, *base.guarded());
                 assert_eq!(found.openings.len(), 1, "{found:?}");
-                assert!(has_structure);
+                assert_eq!(foreign_part, None);
             }
         });
     });
@@ -773,10 +773,12 @@ fn another_process_sees_whether_the_chains_are_those_of_a_ruleset() {
     );
     for held in [&ruleset, &fewer] {
         scene.apply(held);
-        assert!(scene.firewall.read_beside(held).unwrap().unwrap().1);
+        let beside = scene.firewall.read_beside(held).unwrap().unwrap();
+        assert_eq!(beside.foreign_part, None);
     }
     scene.host.must("nft -f -", "flush chain inet nightlatch gate\n");
-    assert!(!scene.firewall.read_beside(&fewer).unwrap().unwrap().1);
+    let beside = scene.firewall.read_beside(&fewer).unwrap().unwrap();
+    assert_eq!(beside.foreign_part, Some("rules"));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `nightlatch-agent status` tells what is so in the kernel, not what should be.
 
+use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -85,6 +86,42 @@ fn what_is_being_changed_while_status_looks_is_no_difference() -> Result<()> {
             ensure!(looks >= u32::from(ROUNDS), "only {looks} looks");
             changed
         })
+    })
+}
+
+/// As systemd-nspawn gives each start of a container one, which the agent's unit may not see.
+#[test]
+fn a_boot_id_that_only_the_shell_has_is_no_difference() -> Result<()> {
+    in_a_lab(1, Stage::Guarded, |lab| {
+        let machine = lab.machine(1);
+        lab.client().open("web-1", &["--port", "22", "--for", "1h"])?;
+        let id = machine.dir().join("boot_id");
+        fs::write(&id, "01a202c1-76e9-4d53-b456-3c0e457891a5\n")?;
+        let expect = |table: &str| {
+            let mut command = machine.exec("unshare");
+            command.args([
+                "--mount",
+                "sh",
+                "-ec",
+                "mount --bind \"$1\" \"$2\"; shift 2; exec \"$@\"",
+                "sh",
+            ]);
+            command.arg(&id).arg("/proc/sys/kernel/random/boot_id");
+            command
+                .arg(lab.binary("nightlatch-agent"))
+                .arg("--config")
+                .arg(machine.config());
+            command.arg("--state").arg(machine.state()).arg("status");
+            let outcome = wait::run(&mut command, PATIENCE)?;
+            ensure!(outcome.stdout.contains(table), "no `{table}` in {outcome}");
+            Ok(())
+        };
+        expect("table       in place")?;
+        machine.end_agent(Signal::SIGKILL)?;
+        expect("table       in place").context("with the agent dead")?;
+        let change = "add element inet nightlatch open4_32 { 203.0.113.9 . tcp . 22 }";
+        machine.run("nft", &[change])?.expect_success(change)?;
+        expect("table       DIFFERS").context("with another opening")
     })
 }
 

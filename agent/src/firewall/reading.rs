@@ -190,15 +190,18 @@ fn listed_once(netlink: &mut Netlink, set: SetName) -> Result<Vec<Option<Found>>
     Ok(found)
 }
 
-/// Whether chains, rules and sets are those of `table`, no more and no less. Elements are compared elsewhere.
-pub(crate) fn has_structure(netlink: &mut Netlink, table: &Table) -> Result<bool, FirewallError> {
+/// Which of flags, sets, chains and rules are not those of `table`, no more and no less. Elements are compared elsewhere.
+pub(crate) fn foreign_part(
+    netlink: &mut Netlink,
+    table: &Table,
+) -> Result<Option<&'static str>, FirewallError> {
     // A dormant table is skipped by packets; a table with an owner isn't ours to change.
     if table_flags(netlink)? != Some(TableFlags::empty()) {
-        return Ok(false);
+        return Ok(Some("flags"));
     }
     let wanted: BTreeSet<String> = table.sets.iter().map(|set| set.name.to_string()).collect();
     if set_names(netlink)? != wanted {
-        return Ok(false);
+        return Ok(Some("sets"));
     }
     let chains = chains(netlink)?;
     let is_there = |chain| {
@@ -207,17 +210,18 @@ pub(crate) fn has_structure(netlink: &mut Netlink, table: &Table) -> Result<bool
             .any(|found| bytecode::covers(found, &batch::chain_attributes(chain)))
     };
     if chains.len() != table.chains.len() || !table.chains.iter().all(is_there) {
-        return Ok(false);
+        return Ok(Some("chains"));
     }
     let mut rules = rules(netlink)?;
-    Ok(table.chains.iter().all(|chain| {
+    let has_rules = table.chains.iter().all(|chain| {
         let found = rules.remove(chain.name.as_str()).unwrap_or_default();
         found.len() == chain.rules.len()
             && found
                 .iter()
                 .zip(&chain.rules)
                 .all(|(found, rule)| bytecode::is_same_rule(rule, found))
-    }))
+    });
+    Ok((!has_rules).then_some("rules"))
 }
 
 fn table_flags(netlink: &mut Netlink) -> Result<Option<TableFlags>, FirewallError> {
