@@ -1,12 +1,12 @@
 //! Booted machines: systemd guests on one bridge, for what packages, units and a boot do.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -88,7 +88,7 @@ pub struct Site {
 
 impl Site {
     /// `addresses` are those that this side has on the bridge.
-    pub fn open(addresses: &[Ipv4Addr]) -> Result<Self> {
+    pub fn open(addresses: &[IpAddr]) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(1001);
         let name = LabName::of_test(std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let site = Self { name };
@@ -100,11 +100,10 @@ impl Site {
             "link add bridge type bridge".to_owned(),
             "link set bridge up".to_owned(),
         ];
-        lines.extend(
-            addresses
-                .iter()
-                .map(|address| format!("addr add {address}/24 dev bridge")),
-        );
+        lines.extend(addresses.iter().map(|address| match address {
+            IpAddr::V4(address) => format!("addr add {address}/24 dev bridge"),
+            IpAddr::V6(address) => format!("addr add {address}/64 dev bridge nodad"),
+        }));
         ip_batch(Some(&netns), &lines)?;
         let mut keygen = Command::new("ssh-keygen");
         keygen
@@ -174,6 +173,12 @@ impl Drop for Site {
     }
 }
 
+/// The IPv6 address of whoever has that one.
+pub const fn ipv6_beside(address: Ipv4Addr) -> Ipv6Addr {
+    let [.., last] = address.octets();
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last as u16)
+}
+
 /// Whether units fail during a boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failures {
@@ -223,8 +228,10 @@ impl Guest<'_> {
         }
         fs::set_permissions(upper.join("root"), fs::Permissions::from_mode(0o700))?;
         let network = format!(
-            "[Match]\nName=host0\n[Network]\nAddress={}/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n",
-            self.address
+            "[Match]\nName=host0\n[Network]\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n[Address]\nAddress={}/24\n\
+             [Address]\nAddress={}/64\nDuplicateAddressDetection=none\n",
+            self.address,
+            ipv6_beside(self.address)
         );
         fs::write(upper.join("etc/systemd/network/10-guest.network"), network)?;
         fs::create_dir_all(upper.join("etc/ssh/sshd_config.d"))?;
@@ -263,6 +270,11 @@ impl Guest<'_> {
         child_of(nspawn, None)
     }
 
+    /// The same as a process of this machine, to tell whether it still lives.
+    pub fn init_process(&self) -> Option<Process> {
+        self.init().and_then(Process::running)
+    }
+
     fn wait_up(&self, before: Option<i32>, failures: Failures) -> Result<()> {
         let up = wait::until_true("it is not up", BOOT_PATIENCE, || {
             let Some(boot) = Process::recorded(&self.record()) else {
@@ -293,12 +305,12 @@ impl Guest<'_> {
     /// A boot takes no longer to be found on the network than the guest takes to answer.
     fn remember_hardware_address(&self) -> Result<()> {
         let hardware = self.sh("cat /sys/class/net/host0/address")?;
-        let line = format!(
-            "neigh replace {} lladdr {} dev bridge nud permanent",
-            self.address,
-            hardware.trim()
-        );
-        ip_batch(Some(&self.site.netns()), &[line])
+        let addresses: [IpAddr; 2] = [self.address.into(), ipv6_beside(self.address).into()];
+        let lines = addresses.map(|address| {
+            let hardware = hardware.trim();
+            format!("neigh replace {address} lladdr {hardware} dev bridge nud permanent")
+        });
+        ip_batch(Some(&self.site.netns()), &lines)
     }
 
     /// A command as the guest's root, in all its namespaces and without rights over this machine.
@@ -341,17 +353,22 @@ impl Guest<'_> {
         Ok(())
     }
 
-    /// Restarts it as its owner would, and waits until it is up again.
-    pub fn reboot(&self) -> Result<()> {
+    /// Restarts it as its owner would, and waits until it is up again. Gives a moment at which the new start had begun.
+    pub fn reboot(&self) -> Result<Instant> {
         self.reboot_with(Failures::No)
     }
 
     /// The same, for a boot during which units may fail.
-    pub fn reboot_with(&self, failures: Failures) -> Result<()> {
+    pub fn reboot_with(&self, failures: Failures) -> Result<Instant> {
         let before = self.init();
         self.run(&["systemctl", "--no-block", "reboot"])?
             .expect_success("systemctl reboot")?;
-        self.wait_up(before, failures)
+        let begun = wait::until("it does not start again", BOOT_PATIENCE, || {
+            let is_new = self.init().is_some_and(|init| Some(init) != before);
+            Ok(is_new.then(Instant::now))
+        })?;
+        self.wait_up(before, failures)?;
+        Ok(begun)
     }
 
     /// Cuts the power: nothing in the guest is told.

@@ -158,6 +158,10 @@ impl Lab {
             .collect();
         let processes = || -> Result<Vec<Process>> {
             let mut found = recorded_processes(&name.dir());
+            // A guest lives in namespaces of its own, and outlives what started it.
+            let started = found.iter().filter(|process| process.is_alive());
+            let descendants: Vec<Process> = started.flat_map(|process| process.descendants()).collect();
+            found.extend(descendants);
             for netns in &own {
                 found.extend(netns.pids()?.into_iter().filter_map(Process::running));
             }

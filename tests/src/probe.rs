@@ -27,6 +27,7 @@ pub struct Passed {
 /// What a probe has seen.
 #[derive(Debug)]
 pub struct Sight {
+    pub begin: Instant,
     pub tries: u64,
     pub passed: Vec<Passed>,
 }
@@ -40,11 +41,15 @@ impl Sight {
         }
     }
 
-    /// Nobody was let in, even if it was not the firewall that kept them out.
-    pub fn expect_unserved(&self, during: &str) -> Result<()> {
+    /// Nobody was let in, and from that moment on it was the firewall that kept them out.
+    pub fn expect_shut_from(&self, moment: Instant, during: &str) -> Result<()> {
+        let moment = moment.saturating_duration_since(self.begin);
         ensure!(
-            self.passed.iter().all(|passed| !passed.was_accepted),
-            "connections were accepted during {during}: {:?}",
+            self.passed
+                .iter()
+                .all(|passed| !passed.was_accepted && passed.after < moment),
+            "{} attempts passed during {during}, some accepted or after {moment:?}: {:?}",
+            self.passed.len(),
             self.passed
         );
         Ok(())
@@ -65,6 +70,7 @@ impl Sight {
 
 /// Tries until it is asked what it has seen.
 pub struct Probe {
+    begin: Instant,
     over: Arc<AtomicBool>,
     tries: Arc<AtomicU64>,
     work: JoinHandle<Result<Vec<Passed>>>,
@@ -75,8 +81,8 @@ impl Probe {
         let over = Arc::new(AtomicBool::new(false));
         let tries = Arc::new(AtomicU64::new(0));
         let (netns, told, counted) = (netns.clone(), Arc::clone(&over), Arc::clone(&tries));
+        let begin = Instant::now();
         let work = thread::spawn(move || {
-            let begin = Instant::now();
             netns.inside(|| {
                 let mut passed = Vec::new();
                 while !told.load(Ordering::Relaxed) {
@@ -99,7 +105,12 @@ impl Probe {
                 Ok(passed)
             })
         });
-        Self { over, tries, work }
+        Self {
+            begin,
+            over,
+            tries,
+            work,
+        }
     }
 
     /// How often it has tried so far.
@@ -111,6 +122,7 @@ impl Probe {
         self.over.store(true, Ordering::Relaxed);
         let passed = self.work.join().ok().context("the probe fell over")??;
         Ok(Sight {
+            begin: self.begin,
             tries: self.tries.load(Ordering::Relaxed),
             passed,
         })

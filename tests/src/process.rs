@@ -1,6 +1,8 @@
 //! Processes that outlive whoever started them, known by pid and start time.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
+use std::iter::successors;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -84,6 +86,24 @@ impl Process {
 
     pub const fn pid(self) -> i32 {
         self.pid
+    }
+
+    /// Its children and theirs, in whatever namespaces they are.
+    pub fn descendants(self) -> Vec<Self> {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let parents: BTreeMap<i32, i32> = entries
+            .filter_map(|entry| {
+                let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+                let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?;
+                Some((entry.file_name().to_str()?.parse().ok()?, parent.parse().ok()?))
+            })
+            .collect();
+        let descends = |pid: &&i32| {
+            let mut ancestors = successors(parents.get(pid), |parent| parents.get(parent));
+            ancestors.any(|ancestor| *ancestor == self.pid)
+        };
+        let found = parents.keys().filter(descends);
+        found.filter_map(|pid| Self::running(*pid)).collect()
     }
 
     pub fn is_alive(self) -> bool {

@@ -1,15 +1,17 @@
 //! Packages on booted machines: from install to purge, a guarded port is never open to whom nobody let in.
 #![expect(clippy::print_stdout, reason = "the figures of the probe are worth reading")]
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nightlatch_tests::extent;
-use nightlatch_tests::guests::{Failures, Guest, Site, Suite, packages};
-use nightlatch_tests::probe::Probe;
+use nightlatch_tests::guests::{Failures, Guest, Site, Suite, ipv6_beside, packages};
+use nightlatch_tests::probe::{Probe, Sight};
+use nightlatch_tests::process::Process;
 use nightlatch_tests::transfer::Transfer;
 use nightlatch_tests::wait;
 use serde_json::Value;
@@ -26,6 +28,8 @@ const SLACK: f64 = 5.0;
 /// Far more than what follows nftables.service takes: beyond it, nothing followed.
 const FLUSHED_FOR_AT_MOST: Duration = Duration::from_secs(5);
 
+const VERSION: &str = "dpkg-query -f '${Version}' -W nightlatch-agent";
+
 #[test]
 fn on_bookworm_a_guarded_port_is_shut_from_policy_to_purge() -> Result<()> {
     from_install_to_purge(Suite::Bookworm)
@@ -37,20 +41,36 @@ fn on_trixie_a_guarded_port_is_shut_from_policy_to_purge() -> Result<()> {
 }
 
 fn from_install_to_purge(suite: Suite) -> Result<()> {
-    let site = Site::open(&[ALICE, BRIEFLY, STRANGER])?;
+    let addresses: [IpAddr; 4] = [
+        ALICE.into(),
+        BRIEFLY.into(),
+        STRANGER.into(),
+        ipv6_beside(STRANGER).into(),
+    ];
+    let site = Site::open(&addresses)?;
     let control = site.boot(Suite::Bookworm, "control", CONTROL)?;
     let web = site.boot(suite, "web", WEB)?;
     let story = Story {
+        suite,
         site: &site,
         control,
         web,
     };
-    story
+    let told = story
         .tell()
-        .with_context(|| format!("{}\n{}", story.control.logs(), story.web.logs()))
+        .with_context(|| format!("{}\n{}", story.control.logs(), story.web.logs()));
+    let inits = [story.control.init_process(), story.web.init_process()];
+    drop(site);
+    told?;
+    ensure!(
+        !inits.into_iter().flatten().any(Process::is_alive),
+        "guests outlive their test"
+    );
+    Ok(())
 }
 
 struct Story<'s> {
+    suite: Suite,
     site: &'s Site,
     control: Guest<'s>,
     web: Guest<'s>,
@@ -72,7 +92,9 @@ impl Story<'_> {
             if extent::is_long() {
                 self.hang_the_agent()?;
             }
-            self.upgrade()
+            self.fail_to_upgrade()?;
+            self.upgrade()?;
+            self.fail_to_remove()
         })?;
         transfer.expect_flowing()?;
         session.check_alive()?;
@@ -80,14 +102,14 @@ impl Story<'_> {
         drop(session);
         self.expect_remaining(end)?;
 
-        self.watched("a reboot", Seen::Shut, || self.web.reboot())?;
+        self.watched_boot("a reboot", || self.web.reboot())?;
         self.wait_agent()?;
         self.expect_remaining(end)?;
         self.boot_without_the_hosts_own_file(end)?;
         self.turn_the_hosts_own_rules_on()?;
-        self.watched("a power cut", Seen::Shut, || self.cut_the_power())?;
+        self.watched_boot("a power cut", || self.cut_the_power())?;
         self.expect_remaining(end)?;
-        self.watched("a boot without the server", Seen::Unserved, || self.boot_alone())?;
+        self.watched_boot("a boot without the server", || self.boot_alone())?;
         self.expect_remaining(end)?;
 
         self.reload_the_hosts_own_rules()?;
@@ -119,7 +141,7 @@ impl Story<'_> {
         install(&self.web, &["nightlatch-agent"])?;
         // Installed, it runs nothing and shuts nothing.
         ensure!(self.rules()? == rules, "installing changed the host's rules");
-        ensure!(self.reaches(STRANGER)?, "installing shut a port");
+        ensure!(self.is_open()?, "installing shut a port");
         expect(
             &self.web,
             "systemctl is-enabled nightlatch-lockdown nightlatch-agent",
@@ -151,7 +173,7 @@ impl Story<'_> {
 
     fn set_the_policy(&self) -> Result<()> {
         self.nightlatch("policy set web --port 22/tcp")?;
-        wait::until_true("port 22 is not shut", PATIENCE, || Ok(!self.reaches(STRANGER)?))
+        wait::until_true("port 22 is not shut", PATIENCE, || self.is_shut())
     }
 
     /// Gives a moment by which the grant ends.
@@ -191,13 +213,9 @@ impl Story<'_> {
 
     fn upgrade(&self) -> Result<()> {
         let before = self.agent_pid()?;
-        install_from(&self.web, packages()?.join("upgrade"), &["nightlatch-agent"])?;
+        install_from(&self.web, &packages()?.join("upgrade"), &["nightlatch-agent"])?;
         self.wait_new_agent(&before)?;
-        expect(
-            &self.web,
-            "dpkg-query -f '${Version}' -W nightlatch-agent",
-            "0.1.0-2",
-        )?;
+        expect(&self.web, VERSION, "0.1.0-2")?;
         expect(
             &self.web,
             "tail -n 1 /etc/nightlatch/agent.toml",
@@ -205,21 +223,49 @@ impl Story<'_> {
         )
     }
 
+    /// dpkg takes back an upgrade that fails.
+    fn fail_to_upgrade(&self) -> Result<()> {
+        put_package(&self.web, &packages()?.join("upgrade"), "nightlatch-agent")?;
+        self.web.sh(
+            "cd /root; dpkg-deb --raw-extract package.deb broken; printf '#!/bin/sh\\nexit 1\\n' >broken/DEBIAN/preinst; \
+             chmod 755 broken/DEBIAN/preinst; dpkg-deb -Znone --build broken broken.deb",
+        )?;
+        let refused = self.web.run(&["dpkg", "--install", "/root/broken.deb"])?;
+        ensure!(!refused.succeeded(), "{refused}");
+        expect(&self.web, VERSION, "0.1.0-1")?;
+        self.wait_agent()
+    }
+
+    /// And a removal: who else works in the state directory keeps the table from being taken away.
+    fn fail_to_remove(&self) -> Result<()> {
+        self.web
+            .sh("systemd-run --quiet --unit=holder flock /var/lib/nightlatch-agent sleep infinity")?;
+        let refused = self.web.run(&["dpkg", "--remove", "nightlatch-agent"])?;
+        ensure!(
+            !refused.succeeded() && refused.stderr.contains("stop it"),
+            "{refused}"
+        );
+        ensure!(self.reaches(ALICE)?, "a removal that failed shut an open grant");
+        self.web.sh("systemctl stop holder")?;
+        self.wait_agent()
+    }
+
     /// It stays off until a short grant has ended: that one never comes back.
-    fn cut_the_power(&self) -> Result<()> {
+    fn cut_the_power(&self) -> Result<Instant> {
         let end = self.let_in(BRIEFLY, "6s")?;
         self.web.cut_power()?;
         wait::let_pass_until(end);
+        let begun = Instant::now();
         self.web.start()?;
         self.wait_agent()?;
         ensure!(!self.reaches(BRIEFLY)?, "a grant came back that had ended");
-        Ok(())
+        Ok(begun)
     }
 
-    fn boot_alone(&self) -> Result<()> {
+    fn boot_alone(&self) -> Result<Instant> {
         let end = self.let_in(BRIEFLY, "6s")?;
         self.control.sh("systemctl stop nightlatch-server")?;
-        self.web.reboot()?;
+        let begun = self.web.reboot()?;
         ensure!(
             self.reaches(ALICE)?,
             "without the server the grant did not come back"
@@ -227,7 +273,8 @@ impl Story<'_> {
         wait::let_pass_until(end);
         ensure!(!self.reaches(BRIEFLY)?, "a grant got longer by a reboot");
         self.control.sh("systemctl start nightlatch-server")?;
-        self.wait_agent()
+        self.wait_agent()?;
+        Ok(begun)
     }
 
     /// `nft -f` flushes all tables, ours among them; the lockdown follows at once, with the agent or without.
@@ -248,7 +295,7 @@ impl Story<'_> {
     /// The policy's ports are known without it; what is open isn't judged.
     fn boot_without_the_hosts_own_file(&self, end: Instant) -> Result<()> {
         self.web.sh("mv /etc/nightlatch/agent.toml /root/")?;
-        self.watched("a boot without the host's own file", Seen::Shut, || {
+        self.watched_boot("a boot without the host's own file", || {
             self.web.reboot_with(Failures::Expected)
         })?;
         ensure!(!self.reaches(ALICE)?, "a grant is open that nothing can judge");
@@ -276,11 +323,16 @@ impl Story<'_> {
             Ok(self.web.sh("nft list tables")?.contains("table inet nightlatch"))
         })
         .with_context(|| format!("after {script}"))?;
-        ensure!(!self.reaches(STRANGER)?, "{script} opened a port");
+        ensure!(self.is_shut()?, "{script} opened a port");
         ensure!(self.reaches(ALICE)?, "{script} shut an open grant");
-        let span = probe.end()?.span();
-        println!("{script}: open for {span:?}");
-        ensure!(span < FLUSHED_FOR_AT_MOST, "{script}: open for {span:?}");
+        for (family, sight) in probe.end()? {
+            let span = sight.span();
+            println!("{script}: open by {family} for {span:?}");
+            ensure!(
+                span < FLUSHED_FOR_AT_MOST,
+                "{script}: open by {family} for {span:?}"
+            );
+        }
         Ok(())
     }
 
@@ -297,16 +349,27 @@ impl Story<'_> {
             refused.code == Some(1) && refused.stderr.contains("stop it"),
             "{refused}"
         );
-        ensure!(!self.reaches(STRANGER)?, "a refused command opened a port");
+        ensure!(self.is_shut()?, "a refused command opened a port");
 
         let told = self.web.sh("nightlatch-agent disable --yes")?;
         ensure!(told.contains("no longer guarded: 22/tcp"), "{told}");
         expect(&self.web, "nft list tables", "table inet owner")?;
         self.web.reboot()?;
-        ensure!(self.reaches(STRANGER)?, "it came back by itself");
+        ensure!(self.is_open()?, "it came back by itself");
+        // Another version, though an older one.
+        install(&self.web, &["nightlatch-agent"])?;
+        expect(&self.web, VERSION, "0.1.0-1")?;
+        let units = "nightlatch-lockdown nightlatch-follow nightlatch-agent";
+        expect(
+            &self.web,
+            &format!("systemctl is-enabled {units}; systemctl is-active {units}"),
+            "disabled\ndisabled\ndisabled\ninactive\ninactive\ninactive",
+        )?;
+        expect(&self.web, "nft list tables", "table inet owner")?;
+        ensure!(self.is_open()?, "an upgrade turned it on again");
         self.web
             .sh("systemctl enable --now nightlatch-lockdown nightlatch-agent")?;
-        ensure!(!self.reaches(STRANGER)?, "it can't be turned on again");
+        ensure!(self.is_shut()?, "it can't be turned on again");
         self.wait_agent()?;
         self.expect_remaining(end)
     }
@@ -315,9 +378,9 @@ impl Story<'_> {
         let told = self.web.sh("dpkg --remove nightlatch-agent")?;
         ensure!(told.contains("no longer guarded: 22/tcp"), "{told}");
         expect(&self.web, "nft list tables", "table inet owner")?;
-        ensure!(self.reaches(STRANGER)?, "removing the package locked people out");
+        ensure!(self.is_open()?, "removing the package locked people out");
         install(&self.web, &["nightlatch-agent"])?;
-        ensure!(!self.reaches(STRANGER)?, "installed again, it guards nothing");
+        ensure!(self.is_shut()?, "installed again, it guards nothing");
         self.wait_agent()?;
         self.expect_remaining(end)
     }
@@ -327,33 +390,43 @@ impl Story<'_> {
         self.web.sh(
             "mkdir /var/lib/nightlatch-agent.joining; touch /var/lib/nightlatch-agent.joining/agent.key",
         )?;
+        if self.suite == Suite::Trixie {
+            self.web
+                .sh("dpkg --remove nightlatch-agent; test -e /var/lib/nightlatch-agent/ledger")?;
+            self.control.sh("dpkg --remove nightlatch-server nightlatch")?;
+        }
         self.web.sh("dpkg --purge nightlatch-agent")?;
         ensure!(self.rules()? == rules, "the host's rules are not what they were");
         self.control.sh("dpkg --purge nightlatch-server nightlatch")?;
-        for guest in [&self.web, &self.control] {
-            expect(
-                guest,
-                "getent passwd nightlatch-agent nightlatch-server || true",
-                "",
-            )?;
-            expect(
-                guest,
-                "getent group nightlatch-agent nightlatch-server || true",
-                "",
-            )?;
-        }
         self.control
             .sh("rm /etc/nightlatch/cli.toml; rmdir /etc/nightlatch")?;
+        self.web.sh("systemctl --quiet disable nftables")?;
         let left = self.snapshot()?;
-        ensure!(left == bare, "left behind:\n{left}\nbefore:\n{bare}");
+        let only_in = |one: &str, other: &str| -> Vec<String> {
+            let other: BTreeSet<&str> = other.lines().collect();
+            let lines = one.lines().filter(|line| !other.contains(line));
+            lines.map(str::to_owned).collect()
+        };
+        ensure!(
+            left == bare,
+            "left behind: {:?}; missing: {:?}",
+            only_in(&left, bare),
+            only_in(bare, &left)
+        );
         Ok(())
     }
 
-    /// Files of ours on the guests, but for what was copied there to be installed, and the journal.
+    /// Whatever the packages could leave on the guests: files, users, groups and units. Not what was copied there
+    /// to be installed, the journal, and what changes by itself.
     fn snapshot(&self) -> Result<String> {
-        let find = "find / -xdev \\( -path /proc -o -path /sys -o -path /root -o -path /var/log \\) -prune -o -iname \
-                    '*nightlatch*' -print; systemctl list-units --all --plain --no-legend 'nightlatch*'";
-        Ok(self.web.sh(find)? + &self.control.sh(find)?)
+        let take = "cut -d: -f1 /etc/passwd /etc/group /etc/shadow /etc/gshadow; \
+                    systemctl list-units --all --plain --no-legend 'nightlatch*'; \
+                    find /etc /opt /run /srv /usr /var/lib -xdev \
+                    \\( -path /run/systemd -o -path /run/udev -o -path /run/user -o -path /run/log \
+                    -o -path /var/lib/dpkg -o -path /var/lib/systemd/timers \\) -prune -o -not -path '/etc/*-' -print | sort; \
+                    find / -xdev \\( -path /proc -o -path /sys -o -path /root -o -path /var/log \\) -prune -o -iname \
+                    '*nightlatch*' -print | sort";
+        Ok(self.web.sh(take)? + &self.control.sh(take)?)
     }
 
     /// The host's tables, without counters.
@@ -376,38 +449,62 @@ impl Story<'_> {
         Ok(())
     }
 
-    /// Watches the port from a source that nobody let in, while something is done.
+    /// Watches the port from sources that nobody let in, while something is done.
     fn watched(&self, what: &str, expected: Seen, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let probe = self.probe();
         work().with_context(|| what.to_owned())?;
-        let sight = probe.end()?;
-        println!(
-            "{what}: {} tries, {} passed within {:?}",
-            sight.tries,
-            sight.passed.len(),
-            sight.span()
-        );
-        match expected {
-            Seen::Shut => sight.expect_shut(what),
-            Seen::Unserved => sight.expect_unserved(what),
-            // The probe can tell.
-            Seen::Open => {
-                ensure!(
-                    !sight.passed.is_empty(),
-                    "the probe saw nothing in {} tries",
-                    sight.tries
-                );
-                Ok(())
+        for (family, sight) in probe.end()? {
+            tell(what, family, &sight);
+            match expected {
+                Seen::Shut => sight.expect_shut(what)?,
+                // The probe can tell.
+                Seen::Open => ensure!(!sight.passed.is_empty(), "the probe by {family} saw nothing"),
             }
         }
+        Ok(())
     }
 
-    fn probe(&self) -> Probe {
-        Probe::start(&self.site.netns(), STRANGER.into(), SocketAddr::from((WEB, 22)))
+    /// The same over a boot, of which `work` gives the beginning. Before it a refusal is none of the firewall: sshd has
+    /// ended, and when a guest's network namespace goes, its rules go before its interfaces.
+    fn watched_boot(&self, what: &str, work: impl FnOnce() -> Result<Instant>) -> Result<()> {
+        let probe = self.probe();
+        let begun = work().with_context(|| what.to_owned())?;
+        for (family, sight) in probe.end()? {
+            tell(what, family, &sight);
+            sight.expect_shut_from(begun, what)?;
+        }
+        Ok(())
     }
 
-    fn reaches(&self, from: Ipv4Addr) -> Result<bool> {
-        nightlatch_tests::probe::reaches(&self.site.netns(), from.into(), SocketAddr::from((WEB, 22)))
+    fn probe(&self) -> Probes {
+        let netns = self.site.netns();
+        let probe = |from, to| Probe::start(&netns, from, SocketAddr::new(to, 22));
+        Probes([
+            ("IPv4", probe(STRANGER.into(), WEB.into())),
+            (
+                "IPv6",
+                probe(ipv6_beside(STRANGER).into(), ipv6_beside(WEB).into()),
+            ),
+        ])
+    }
+
+    fn reaches(&self, from: impl Into<IpAddr>) -> Result<bool> {
+        let from = from.into();
+        let to = if from.is_ipv6() {
+            ipv6_beside(WEB).into()
+        } else {
+            WEB.into()
+        };
+        nightlatch_tests::probe::reaches(&self.site.netns(), from, SocketAddr::new(to, 22))
+    }
+
+    /// To whom nobody let in, by both families.
+    fn is_shut(&self) -> Result<bool> {
+        Ok(!self.reaches(STRANGER)? && !self.reaches(ipv6_beside(STRANGER))?)
+    }
+
+    fn is_open(&self) -> Result<bool> {
+        Ok(self.reaches(STRANGER)? && self.reaches(ipv6_beside(STRANGER))?)
     }
 
     fn nightlatch(&self, arguments: &str) -> Result<String> {
@@ -433,37 +530,54 @@ impl Story<'_> {
     }
 }
 
+/// One of each family.
+struct Probes([(&'static str, Probe); 2]);
+
+impl Probes {
+    fn end(self) -> Result<Vec<(&'static str, Sight)>> {
+        let sights = self.0.map(|(family, probe)| Ok((family, probe.end()?)));
+        sights.into_iter().collect()
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Seen {
     Shut,
-    /// Nobody got in, though for a moment it was the end of sshd and not the firewall that saw to it.
-    Unserved,
     Open,
 }
 
-fn install(guest: &Guest<'_>, names: &[&str]) -> Result<()> {
-    install_from(guest, packages()?, names)
+fn tell(what: &str, family: &str, sight: &Sight) {
+    println!(
+        "{what}, by {family}: {} tries, {} passed within {:?}",
+        sight.tries,
+        sight.passed.len(),
+        sight.span()
+    );
 }
 
-fn install_from(guest: &Guest<'_>, folder: PathBuf, names: &[&str]) -> Result<()> {
+fn install(guest: &Guest<'_>, names: &[&str]) -> Result<()> {
+    install_from(guest, &packages()?, names)
+}
+
+fn install_from(guest: &Guest<'_>, folder: &Path, names: &[&str]) -> Result<()> {
     for name in names {
-        let file = fs::read_dir(&folder)
-            .with_context(|| format!("reading {}", folder.display()))?
-            .flatten()
-            .map(|entry| entry.path())
-            .find(|path| {
-                let file = path
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned();
-                file.starts_with(&format!("{name}_"))
-            })
-            .with_context(|| format!("no package {name} in {}", folder.display()))?;
-        guest.put(&file, "/root/package.deb")?;
+        put_package(guest, folder, name)?;
         guest.sh("dpkg --install /root/package.deb")?;
     }
     Ok(())
+}
+
+fn put_package(guest: &Guest<'_>, folder: &Path, name: &str) -> Result<()> {
+    let file = fs::read_dir(folder)
+        .with_context(|| format!("reading {}", folder.display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| {
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            file.starts_with(&format!("{name}_"))
+        })
+        .with_context(|| format!("no package {name} in {}", folder.display()))?;
+    guest.put(&file, "/root/package.deb")
 }
 
 fn expect(guest: &Guest<'_>, script: &str, wanted: &str) -> Result<()> {
