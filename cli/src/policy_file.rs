@@ -30,6 +30,8 @@ pub(crate) enum InvalidRule {
     NoSources,
     #[error("max: {0}")]
     Max(#[from] InvalidLength),
+    #[error("from: {0}")]
+    Sources(InvalidPolicy),
     #[error("max: {0}")]
     Limit(InvalidPolicy),
     #[error("`{0}` is unknown: after the port come from=PREFIX and max=LENGTH")]
@@ -124,7 +126,10 @@ fn rule(port: &str, sources: &[&str], longest: Option<&str>) -> Result<PortRule,
         .map(parse_length)
         .transpose()?
         .unwrap_or(PortRule::DEFAULT_LIMIT);
-    PortRule::new(pattern.range, protocols, sources, longest).map_err(InvalidRule::Limit)
+    PortRule::new(pattern.range, protocols, sources, longest).map_err(|invalid| match invalid {
+        InvalidPolicy::NoSources | InvalidPolicy::TooManySources(_) => InvalidRule::Sources(invalid),
+        invalid => InvalidRule::Limit(invalid),
+    })
 }
 
 #[derive(Deserialize)]
@@ -278,6 +283,21 @@ mod tests {
             let error = parse_rule(text).unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn too_many_sources_are_told_of_as_sources() {
+        let sources: Vec<String> = (0..300)
+            .map(|number| format!("10.0.{}.{}", number / 256, number % 256))
+            .collect();
+        let says = "from: 300 sources are named, at most 256";
+        let error = parse_rule(&format!("22/tcp,from={}", sources.join(",")))
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with(says), "{error}");
+        let text = format!("[[rules]]\nport = \"22/tcp\"\nfrom = {sources:?}\n");
+        let error = parse(&text, Path::new("web-1.toml")).unwrap_err().to_string();
+        assert!(error.contains(&format!("rules[0].{says}")), "{error}");
     }
 
     #[test]
