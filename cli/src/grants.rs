@@ -154,7 +154,7 @@ fn row(grant: &GrantRecord, shortened: Option<usize>, now: Timestamp) -> Vec<Fie
     let id = shortened
         .and_then(|length| grant.id.get(..length))
         .unwrap_or(&grant.id);
-    let ends = grant.end_time.map(|end| match shortened {
+    let ends = last_moment(grant).map(|end| match shortened {
         Some(_) => format!("{} ({})", when::brief(end, now), when::distance(end, now)),
         None => format!("{} ({})", when::local(end), when::distance(end, now)),
     });
@@ -168,6 +168,14 @@ fn row(grant: &GrantRecord, shortened: Option<usize>, now: Timestamp) -> Vec<Fie
         ends.unwrap_or_default().into(),
         grant.justification.as_str().into(),
     ]
+}
+
+/// The end that holds: for what was closed early, the moment it was.
+fn last_moment(grant: &GrantRecord) -> Option<Timestamp> {
+    match (grant.state, grant.close_time, grant.end_time) {
+        (GrantState::Ended, Some(closed), Some(end)) => Some(closed.min(end)),
+        (_, _, end) => end,
+    }
 }
 
 /// An id's first 18 characters hold its millisecond and its counter, mostly enough to tell ids apart.
@@ -196,6 +204,11 @@ fn details(grant: GrantRecord, now: Timestamp) -> Vec<Vec<Field>> {
             .unwrap_or_default()
     };
     let state = Field::toned(grant.state.to_string(), tone(grant.state));
+    let ends = if last_moment(&grant) == grant.end_time {
+        "ends"
+    } else {
+        "was to end"
+    };
     [
         ("grant", grant.id.into()),
         (
@@ -208,7 +221,7 @@ fn details(grant: GrantRecord, now: Timestamp) -> Vec<Vec<Field>> {
         ("ports", grant.ports.join(", ").into()),
         ("sources", grant.sources.join(", ").into()),
         ("starts", moment(grant.start_time).into()),
-        ("ends", moment(grant.end_time).into()),
+        (ends, moment(grant.end_time).into()),
         ("opened", moment(grant.open_time).into()),
         ("closed", moment(grant.close_time).into()),
         ("ended by", grant.ended_by.into()),
@@ -254,6 +267,20 @@ mod tests {
         assert_eq!(end_verdict(GrantState::Ended), Exit::Done);
         assert_eq!(end_verdict(GrantState::Closing), Exit::NotYet);
         assert_eq!(end_verdict(GrantState::Unknown), Exit::Failed);
+    }
+
+    #[test]
+    fn what_was_closed_early_has_ended_then() {
+        let [closed, end] = ["2026-11-22T12:00:00Z", "2026-11-22T13:00:00Z"].map(|text| text.parse().ok());
+        let mut grant = GrantRecord {
+            end_time: end,
+            ..grant("019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11")
+        };
+        assert_eq!(last_moment(&grant), end);
+        grant.state = GrantState::Ended;
+        assert_eq!(last_moment(&grant), end);
+        grant.close_time = closed;
+        assert_eq!(last_moment(&grant), closed);
     }
 
     #[test]
