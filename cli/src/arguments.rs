@@ -20,7 +20,7 @@ Settings are taken from the options, then from NIGHTLATCH_SERVER, _CA, _CERT and
   key = \"alice.key\"
 
 Exit codes: 0 done, 1 refused or failed, 2 usage, 3 taken but not in effect on the host yet,
-130 interrupted.";
+4 done, but the result could not be written, 130 interrupted.";
 
 /// Just-in-time access: ask for a port of a machine to be opened to you, for a while.
 #[derive(Debug, Parser)]

@@ -13,7 +13,7 @@ use crate::failure::{Exit, Failure};
 use crate::grants::{end_verdict, table};
 use crate::naming::{MachineRef, Target, request_resource};
 use crate::output::{self, Output, printable};
-use crate::record::{GrantRecord, GrantState, RequestRecord};
+use crate::record::{ErrorRecord, GrantRecord, GrantState, RequestRecord};
 use crate::requests;
 use crate::settings::Connection;
 use crate::spinner::Spinner;
@@ -29,14 +29,16 @@ Examples:
   nightlatch done accessRequests/019aa0b2-7c10-7d00-8a3b-1f2e3d4c5b6a
   nightlatch done --yes
 
-Exit codes: 0 ended, 1 refused or failed, 2 usage, 3 ended, but the host is away and runs it to its end.";
+Exit codes: 0 ended, 1 refused or failed, 2 usage, 3 ended, but the host is away and runs it to its end,
+4 done, but the result could not be written.";
 
 const REVOKE_EXAMPLES: &str = "\
 Examples:
   nightlatch revoke 019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11
   nightlatch revoke accessRequests/019aa0b2-7c10-7d00-8a3b-1f2e3d4c5b6a
 
-Exit codes: 0 ended, 1 refused or failed, 2 usage, 3 ended, but the host is away and runs it to its end.";
+Exit codes: 0 ended, 1 refused or failed, 2 usage, 3 ended, but the host is away and runs it to its end,
+4 done, but the result could not be written.";
 
 /// End your own grants early, and withdraw requests that still wait.
 #[derive(Clone, Debug, Args)]
@@ -244,6 +246,22 @@ async fn end_one(client: &Client, name: String, right: Right, wait: Duration) ->
 struct Shown {
     grants: Vec<GrantRecord>,
     access_requests: Vec<RequestRecord>,
+    /// What could not be ended.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<ErrorRecord>,
+    /// The first of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorRecord>,
+}
+
+impl Shown {
+    /// What was done, for those who can't be told the result.
+    fn stands(&self) -> Option<String> {
+        let grants = self.grants.iter().map(grant_line);
+        let requests = self.access_requests.iter().map(request_line);
+        let lines: Vec<String> = grants.chain(requests).collect();
+        (!lines.is_empty()).then(|| lines.join(", "))
+    }
 }
 
 fn show(results: Vec<Result<Ended, Failure>>, output: &Output) -> Result<Exit, Failure> {
@@ -263,23 +281,31 @@ fn show(results: Vec<Result<Ended, Failure>>, output: &Output) -> Result<Exit, F
             Err(failure) => {
                 output::report(&failure);
                 exits.push(failure.exit());
+                shown.errors.push(failure.record());
             }
         }
     }
-    if output.is_json() {
-        output.json(&shown)?;
-    } else {
-        if nothing {
-            output.line("nothing to end: you have neither live grants nor waiting requests there")?;
-        }
-        for grant in &shown.grants {
-            output.line(&printable(&grant_line(grant)))?;
-        }
-        for request in &shown.access_requests {
-            output.line(&format!("request {}: withdrawn", request.id))?;
-        }
-    }
+    shown.error = shown.errors.first().cloned();
+    write(&shown, nothing, output).map_err(|failure| failure.or_untold(|| shown.stands()))?;
     Ok(worst(&exits))
+}
+
+fn write(shown: &Shown, nothing: bool, output: &Output) -> Result<(), Failure> {
+    if output.is_json() {
+        return output.json(shown);
+    }
+    if nothing {
+        output.line("nothing to end: you have neither live grants nor waiting requests there")?;
+    }
+    let grants = shown.grants.iter().map(grant_line);
+    for line in grants.chain(shown.access_requests.iter().map(request_line)) {
+        output.line(&printable(&line))?;
+    }
+    Ok(())
+}
+
+fn request_line(request: &RequestRecord) -> String {
+    format!("request {}: withdrawn", request.id)
 }
 
 fn grant_line(grant: &GrantRecord) -> String {

@@ -57,23 +57,38 @@ pub(crate) async fn events(
         grant,
         person: person.map(Into::into),
     };
-    let mut pages = Pages::start(output)?;
-    if all {
-        let mut page = None;
-        loop {
-            let EventPage { events, next } = client.events_after(&filter, page).await?;
-            pages.write(events)?;
-            page = next;
-            // A reader who left, as `head` does, needs no more pages.
-            if page.is_none() || output.is_closed() {
-                break;
-            }
+    let mut pages = Pages::new(output);
+    let limit = (!all).then_some(limit);
+    match fill(&mut pages, &client, &filter, limit).await {
+        Ok(()) => pages.end()?,
+        Err(failure) => {
+            pages.break_off(&failure)?;
+            return Err(failure);
         }
-    } else {
-        pages.write(client.newest_events(&filter, limit).await?)?;
     }
-    pages.end()?;
     Ok(Exit::Done)
+}
+
+/// The newest, or without a limit all.
+async fn fill(
+    pages: &mut Pages<'_>,
+    client: &Client,
+    filter: &EventFilter,
+    limit: Option<i32>,
+) -> Result<(), Failure> {
+    if let Some(limit) = limit {
+        return pages.write(client.newest_events(filter, limit).await?);
+    }
+    let mut page = None;
+    loop {
+        let EventPage { events, next } = client.events_after(filter, page).await?;
+        pages.write(events)?;
+        page = next;
+        // A reader who left, as `head` does, needs no more pages.
+        if page.is_none() || pages.output.is_closed() {
+            return Ok(());
+        }
+    }
 }
 
 /// Writes events as they come: a whole log need not fit into memory.
@@ -83,14 +98,11 @@ struct Pages<'o> {
 }
 
 impl<'o> Pages<'o> {
-    fn start(output: &'o Output) -> Result<Self, Failure> {
-        if output.is_json() {
-            output.write(b"{\"events\":[")?;
-        }
-        Ok(Self {
+    const fn new(output: &'o Output) -> Self {
+        Self {
             output,
             is_first: true,
-        })
+        }
     }
 
     fn write(&mut self, events: Vec<EventRecord>) -> Result<(), Failure> {
@@ -99,7 +111,7 @@ impl<'o> Pages<'o> {
         }
         if self.output.is_json() {
             for event in events {
-                let comma = if self.is_first { "\n" } else { ",\n" };
+                let comma = if self.is_first { "{\"events\":[\n" } else { ",\n" };
                 let json = serde_json::to_string(&event).map_err(|error| Failure::Write(error.into()))?;
                 self.output.write(format!("{comma}{json}").as_bytes())?;
                 self.is_first = false;
@@ -115,9 +127,19 @@ impl<'o> Pages<'o> {
         self.output.table(header, events.iter().map(row).collect())
     }
 
+    /// What has begun is made whole, with the failure beside what came before it.
+    fn break_off(&self, failure: &Failure) -> Result<(), Failure> {
+        if self.is_first || !self.output.is_json() {
+            return Ok(());
+        }
+        let json = serde_json::to_string(&failure.record()).map_err(|error| Failure::Write(error.into()))?;
+        self.output.line(&format!("\n],\n\"error\":{json}}}"))
+    }
+
     fn end(self) -> Result<(), Failure> {
         match (self.output.is_json(), self.is_first) {
-            (true, _) => self.output.line("\n]}"),
+            (true, true) => self.output.line("{\"events\":[\n]}"),
+            (true, false) => self.output.line("\n]}"),
             (false, true) => self.output.line("no events"),
             (false, false) => Ok(()),
         }

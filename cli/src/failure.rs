@@ -4,12 +4,12 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use nightlatch_proto::convert::access::MOST_MACHINES;
-
 use crate::client::refusal::Refusal;
 use crate::client::unreachable::Unreachable;
 use crate::naming::UnknownName;
+use crate::output::plain;
 use crate::policy_file::InvalidPolicyFile;
+use crate::record::ErrorRecord;
 use crate::settings::InvalidSettings;
 use crate::when;
 
@@ -21,6 +21,8 @@ pub(crate) enum Exit {
     Usage,
     /// Taken, but not in effect on the host yet.
     NotYet,
+    /// Done, but the result could not be written.
+    Untold,
     Interrupted,
 }
 
@@ -31,6 +33,7 @@ impl From<Exit> for ExitCode {
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::NotYet => 3,
+            Exit::Untold => 4,
             // 128 + SIGINT, as a shell has it.
             Exit::Interrupted => 130,
         })
@@ -54,8 +57,14 @@ pub(crate) enum Failure {
     UnknownName(#[from] UnknownName),
     #[error(transparent)]
     PolicyFile(#[from] InvalidPolicyFile),
-    #[error("MACHINE: {0} machines are named, at most {MOST_MACHINES} are taken in one request")]
-    TooManyMachines(usize),
+    #[error("{option}: {given} are named, at most {most} are taken in one request")]
+    TooMany {
+        option: &'static str,
+        given: usize,
+        most: usize,
+    },
+    #[error("MACHINE: {0} is named twice")]
+    NamedTwice(String),
     #[error("the end {0} has passed")]
     EndPassed(String),
     #[error("nobody can be asked here: this would end {0} grants")]
@@ -66,6 +75,13 @@ pub(crate) enum Failure {
     Ask(#[source] io::Error),
     #[error("the result cannot be written: {0}")]
     Write(#[source] io::Error),
+    #[error("the result cannot be written: {error}; {stands}")]
+    Untold {
+        #[source]
+        error: io::Error,
+        /// What was done all the same.
+        stands: String,
+    },
     #[error("interrupted while waiting for the server's answer")]
     Interrupted,
 }
@@ -73,9 +89,16 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Settings(InvalidSettings::Missing { .. })
+            Self::Settings(
+                InvalidSettings::Missing { .. }
+                | InvalidSettings::NotAServer(_)
+                | InvalidSettings::NotSettings { .. },
+            )
+            | Self::PolicyFile(InvalidPolicyFile::Options(_))
             | Self::NotConfirmed(_)
-            | Self::TooManyMachines(_) => Exit::Usage,
+            | Self::TooMany { .. }
+            | Self::NamedTwice(_) => Exit::Usage,
+            Self::Untold { .. } => Exit::Untold,
             Self::Interrupted => Exit::Interrupted,
             _ => Exit::Failed,
         }
@@ -94,7 +117,11 @@ impl Failure {
             Self::UnknownName(unknown) => Some(unknown.hint()),
             Self::PolicyFile(invalid) => Some(invalid.hint()),
             Self::EndPassed(_) => Some("name a later moment with --until, or a length with --for".to_string()),
-            Self::TooManyMachines(_) => Some("ask for some of them first".to_string()),
+            Self::TooMany { .. } => Some("ask for some of them first".to_string()),
+            Self::NamedTwice(_) => Some("name each machine once".to_string()),
+            Self::Untold { .. } => Some(
+                "`nightlatch list grants --live` shows what is open, `nightlatch done` ends it".to_string(),
+            ),
             Self::NotConfirmed(_) => Some("name the grants or a --machine, or add --yes".to_string()),
             Self::Interrupted => Some(
                 "the server may have taken it: `nightlatch list grants` and `nightlatch list requests --waiting` show what holds, `nightlatch done` ends it"
@@ -102,5 +129,62 @@ impl Failure {
             ),
             Self::Start(_) | Self::Declined | Self::Ask(_) | Self::Write(_) => None,
         }
+    }
+
+    /// Says what stands all the same, where no more than the result could not be written.
+    pub(crate) fn or_untold(self, stands: impl FnOnce() -> Option<String>) -> Self {
+        match self {
+            Self::Write(error) => match stands() {
+                Some(stands) => Self::Untold { error, stands },
+                None => Self::Write(error),
+            },
+            other => other,
+        }
+    }
+
+    pub(crate) fn record(&self) -> ErrorRecord {
+        let (field, machine) = match self {
+            Self::Refused(refusal) => (refusal.field(), refusal.machine()),
+            Self::Settings(invalid) => (invalid.option(), ""),
+            Self::TooMany { option, .. } => (*option, ""),
+            Self::NamedTwice(machine) => ("MACHINE", machine.as_str()),
+            Self::UnknownName(_) => ("GRANT", ""),
+            Self::PolicyFile(InvalidPolicyFile::Options(_)) => ("--port", ""),
+            Self::PolicyFile(_) => ("--file", ""),
+            Self::EndPassed(_) => ("--until", ""),
+            _ => ("", ""),
+        };
+        ErrorRecord {
+            code: self.code(),
+            message: plain(&self.to_string()),
+            field: field.to_string(),
+            machine: machine.to_string(),
+            hint: self.hint().map(|hint| plain(&hint)).unwrap_or_default(),
+        }
+    }
+
+    /// Stable: the server's own code, or one of ours.
+    fn code(&self) -> String {
+        let code = match self {
+            Self::Refused(refusal) => return refusal.code(),
+            Self::Start(_) => "START_FAILED",
+            Self::Settings(InvalidSettings::Missing { .. }) => "SETTING_MISSING",
+            Self::Settings(_) => "SETTINGS_INVALID",
+            Self::Unreachable(_) => "SERVER_UNREACHABLE",
+            Self::NoAnswer(_) => "NO_ANSWER",
+            Self::UnknownName(UnknownName::NoGrant(_)) => "GRANT_UNKNOWN",
+            Self::UnknownName(UnknownName::SeveralGrants { .. }) => "GRANT_AMBIGUOUS",
+            Self::PolicyFile(_) => "POLICY_INVALID",
+            Self::TooMany { .. } => "TOO_MANY",
+            Self::NamedTwice(_) => "NAMED_TWICE",
+            Self::EndPassed(_) => "END_PASSED",
+            Self::NotConfirmed(_) => "NOT_CONFIRMED",
+            Self::Declined => "DECLINED",
+            Self::Ask(_) => "ASK_FAILED",
+            Self::Write(_) => "WRITE_FAILED",
+            Self::Untold { .. } => "RESULT_UNWRITTEN",
+            Self::Interrupted => "INTERRUPTED",
+        };
+        code.to_string()
     }
 }

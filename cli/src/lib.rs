@@ -1,7 +1,10 @@
 //! `nightlatch`: ask for access, end it, see what is open.
 
 mod arguments;
+mod bounded_file;
 mod client;
+mod connecting;
+mod echo;
 mod ending;
 mod events;
 mod failure;
@@ -19,6 +22,7 @@ mod requests;
 mod settings;
 mod spinner;
 mod toml_file;
+mod usage;
 mod when;
 
 use std::process::ExitCode;
@@ -27,7 +31,7 @@ use clap::{CommandFactory as _, Parser as _};
 
 use arguments::{Command, CommandLine, GrantCommand, KeysCommand, ListCommand, PolicyCommand};
 use failure::{Exit, Failure};
-use output::{Output, report};
+use output::Output;
 use settings::Connection;
 
 /// What can be written on the command line, for manual pages and completions.
@@ -41,10 +45,13 @@ pub fn main() -> ExitCode {
         connection,
         format,
         command,
-    } = CommandLine::parse();
+    } = match CommandLine::try_parse() {
+        Ok(command_line) => command_line,
+        Err(answer) => return usage::answer(&answer).into(),
+    };
     let output = Output::new(format);
     let exit = run(command, &connection, &output).unwrap_or_else(|failure| {
-        report(&failure);
+        output.failed(&failure);
         failure.exit()
     });
     exit.into()

@@ -10,7 +10,9 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Color, ColumnConstraint, ContentArrangement, Table};
 use serde::Serialize;
 
+use crate::echo;
 use crate::failure::Failure;
+use crate::record::ErrorRecord;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -54,6 +56,11 @@ impl<T: Into<String>> From<T> for Field {
     }
 }
 
+#[derive(Serialize)]
+pub(crate) struct Failed {
+    pub(crate) error: ErrorRecord,
+}
+
 /// Standard output.
 #[derive(Debug)]
 pub(crate) struct Output {
@@ -62,6 +69,8 @@ pub(crate) struct Output {
     colour: bool,
     /// Set once the reader has gone, as `head` does: then nothing more is written, and that is no error.
     closed: Cell<bool>,
+    /// Whether anything has been written.
+    begun: Cell<bool>,
 }
 
 impl Output {
@@ -72,6 +81,7 @@ impl Output {
             is_terminal,
             colour: is_terminal && wants_colour(),
             closed: Cell::new(false),
+            begun: Cell::new(false),
         }
     }
 
@@ -93,6 +103,7 @@ impl Output {
         if self.closed.get() {
             return Ok(());
         }
+        self.begun.set(true);
         let mut stdout = io::stdout().lock();
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -112,6 +123,17 @@ impl Output {
     pub(crate) fn json(&self, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Write(error.into()))?;
         self.line(&text)
+    }
+
+    /// Tells of a failure: people on standard error, programs also where they look for the result.
+    pub(crate) fn failed(&self, failure: &Failure) {
+        report(failure);
+        if self.is_json() && !self.begun.get() {
+            // What can't be written here is told on standard error already.
+            drop(self.json(&Failed {
+                error: failure.record(),
+            }));
+        }
     }
 
     /// # Errors
@@ -171,7 +193,7 @@ fn table(header: &[&str], rows: Vec<Vec<Field>>, width: Option<u16>, colour: boo
 pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|letter| {
-            if letter.is_control() || is_bidi_control(letter) {
+            if letter.is_control() || is_invisible(letter) {
                 '\u{fffd}'
             } else {
                 letter
@@ -180,12 +202,23 @@ pub(crate) fn printable(text: &str) -> String {
         .collect()
 }
 
-/// Characters that turn the direction of text around (Unicode UAX #9).
-const fn is_bidi_control(letter: char) -> bool {
-    matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{061c}')
+/// Characters that break lines, turn the direction of text around (Unicode UAX #9), or don't show at all. Those
+/// that join and part letters (U+200C, U+200D) stay: some scripts are written with them.
+const fn is_invisible(letter: char) -> bool {
+    matches!(letter,
+        '\u{2028}' | '\u{2029}'
+        | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{061c}'
+        | '\u{200b}' | '\u{2060}'..='\u{2064}' | '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+        | '\u{00ad}' | '\u{034f}' | '\u{180b}'..='\u{180f}' | '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}'
+        | '\u{e0000}'..='\u{e007f}')
 }
 
-fn wants_colour() -> bool {
+/// What people wrote is echoed, but not at any length and not where it would steer the terminal.
+pub(crate) fn plain(text: &str) -> String {
+    printable(&echo::shortened(text, &echo::words()))
+}
+
+pub(crate) fn wants_colour() -> bool {
     let unset = |name| env::var_os(name).is_none_or(|value| value.is_empty());
     // https://no-color.org
     unset("NO_COLOR") && env::var_os("TERM").is_none_or(|term| term != "dumb")
@@ -212,7 +245,7 @@ pub(crate) fn hint(text: impl Display) {
 }
 
 fn to_stderr(label: &str, colour: &str, text: &str) {
-    let text = printable(text);
+    let text = plain(text);
     let mut stderr = io::stderr().lock();
     let written = if stderr.is_terminal() && wants_colour() {
         writeln!(stderr, "\u{1b}[1;{colour}m{label}\u{1b}[0m {text}")
@@ -274,5 +307,10 @@ mod tests {
             "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d"
         );
         assert_eq!(printable("Größe 字"), "Größe 字");
+        assert_eq!(
+            printable("a\u{2028}b\u{200b}c\u{feff}d\u{e0041}"),
+            "a\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}"
+        );
+        assert_eq!(printable("نامه\u{200c}ای"), "نامه\u{200c}ای");
     }
 }

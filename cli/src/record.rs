@@ -154,7 +154,71 @@ pub(crate) struct OutcomeRecord {
     pub(crate) reason: String,
     pub(crate) message: String,
     pub(crate) address: String,
+    /// All that are known, the latest first.
+    pub(crate) addresses: Vec<String>,
     pub(crate) offline_since: Option<Timestamp>,
+}
+
+/// Why a command failed, or why a part of it did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct ErrorRecord {
+    /// Stable.
+    pub(crate) code: String,
+    pub(crate) message: String,
+    /// The option or argument that is wrong, as it is written: `--port`. Empty where none is.
+    pub(crate) field: String,
+    pub(crate) machine: String,
+    pub(crate) hint: String,
+}
+
+/// What the answer to a request says of a grant; `list grants` says the rest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct BriefGrant {
+    /// `grants/{id}`
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) machine: String,
+    pub(crate) machine_id: String,
+    pub(crate) state: GrantState,
+    pub(crate) subject: String,
+    pub(crate) sources: Vec<String>,
+    pub(crate) end_time: Option<Timestamp>,
+    pub(crate) access_request: String,
+    pub(crate) justification: String,
+    pub(crate) reason: String,
+    pub(crate) message: String,
+}
+
+impl RequestRecord {
+    /// Those that are signed.
+    pub(crate) fn grants(&self) -> Vec<BriefGrant> {
+        let signed = self.outcomes.iter().filter(|outcome| !outcome.grant.is_empty());
+        signed.map(|outcome| self.brief(outcome)).collect()
+    }
+
+    fn brief(&self, outcome: &OutcomeRecord) -> BriefGrant {
+        let id = outcome.grant.trim_start_matches("grants/");
+        BriefGrant {
+            name: outcome.grant.clone(),
+            id: id.to_string(),
+            machine: outcome.machine.clone(),
+            machine_id: outcome.machine_id.clone(),
+            state: match outcome.state {
+                OutcomeState::Open => GrantState::Open,
+                OutcomeState::Opening | OutcomeState::Waiting => GrantState::Opening,
+                OutcomeState::Refused => GrantState::Refused,
+                OutcomeState::Ended => GrantState::Ended,
+                OutcomeState::Unknown => GrantState::Unknown,
+            },
+            subject: self.subject.clone(),
+            sources: self.sources.clone(),
+            end_time: outcome.end_time,
+            access_request: self.name.clone(),
+            justification: self.justification.clone(),
+            reason: outcome.reason.clone(),
+            message: outcome.message.clone(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -210,6 +274,7 @@ impl OutcomeRecord {
             reason: String::new(),
             message: String::new(),
             address: String::new(),
+            addresses: Vec::new(),
             offline_since: None,
         }
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use clap::Args;
+use nightlatch_core::grant::MOST_PARTS;
 use nightlatch_core::port::PortPattern;
-use nightlatch_core::prefix::InvalidPrefix;
 use nightlatch_core::request::{InvalidJustification, Justification, Span};
 use nightlatch_core::time::Timestamp;
 use nightlatch_proto::convert::access::{MOST_MACHINES, Source, Wish};
@@ -12,11 +12,12 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::client::Client;
+use crate::connecting::{self, Way};
 use crate::failure::{Exit, Failure};
 use crate::following::{Patience, awaited, follow, is_settled, verdict};
 use crate::naming::MachineRef;
 use crate::output::{self, Output, printable};
-use crate::record::{OutcomeRecord, OutcomeState, RequestRecord};
+use crate::record::{BriefGrant, ErrorRecord, OutcomeRecord, OutcomeState, RequestRecord};
 use crate::settings::Connection;
 use crate::spinner::Spinner;
 use crate::when::{self, Until};
@@ -27,7 +28,8 @@ Examples:
   nightlatch request web-1 web-2 --port 22/tcp --port 8000-8010/tcp --for 90m --reason 'release 1.4'
   nightlatch request db-1 --port 5432 --from 192.0.2.0/28 --until 18:30 --wait --reason 'migration'
 
-Exit codes: 0 open on all machines, 1 refused (the reason is told), 2 usage, 3 approved, not open yet.";
+Exit codes: 0 open on all machines, 1 refused (the reason is told), 2 usage, 3 approved, not open yet,
+4 approved or open, but the result could not be written.";
 
 /// How long the first call waits: hosts that are there have opened by then, and the answer says so at once.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -54,20 +56,25 @@ pub(crate) struct Request {
         value_delimiter = ',',
         value_name = "SOURCE",
         default_value = "me",
-        value_parser = source
+        value_parser = connecting::source
     )]
     sources: Vec<Source>,
     /// For how long, from the moment the host opens: 1h, 90m, 1h30m, PT3H.
-    #[arg(long = "for", value_name = "LENGTH", default_value = "1h", value_parser = when::parse_request_length)]
+    #[arg(long = "for", value_name = "LENGTH", default_value = "1h", allow_hyphen_values = true, value_parser = when::parse_request_length)]
     length: Duration,
     /// Until when, instead of a length: 18:30 on your clock, or 2026-11-22T18:30:00Z.
-    #[arg(long, value_name = "TIME", conflicts_with = "length")]
+    #[arg(
+        long,
+        value_name = "TIME",
+        conflicts_with = "length",
+        allow_hyphen_values = true
+    )]
     until: Option<Until>,
     /// Why, in your own words: 1 to 1000 characters.
     #[arg(long, short = 'r', value_name = "TEXT", value_parser = reason)]
     reason: Justification,
     /// How long to wait for the hosts.
-    #[arg(long, value_name = "LENGTH", default_value = "10s", value_parser = when::parse_long_wait)]
+    #[arg(long, value_name = "LENGTH", default_value = "10s", value_parser = when::parse_long_wait, allow_hyphen_values = true)]
     timeout: Duration,
     /// Wait as long as it can still succeed.
     #[arg(long, conflicts_with_all = ["timeout", "no_wait"])]
@@ -81,15 +88,30 @@ fn reason(text: &str) -> Result<Justification, InvalidJustification> {
     text.to_string().try_into()
 }
 
-fn source(text: &str) -> Result<Source, InvalidPrefix> {
-    if text == "me" {
-        Ok(Source::Caller)
-    } else {
-        text.parse().map(Source::Prefix)
-    }
-}
-
 impl Request {
+    /// What the server would refuse, and what no request of this kind could be.
+    fn check(&self) -> Result<(), Failure> {
+        for (option, given, most) in [
+            ("MACHINE", self.machines.len(), MOST_MACHINES),
+            ("--port", self.ports.len(), MOST_PARTS),
+            ("--from", self.sources.len(), MOST_PARTS),
+        ] {
+            if given > most {
+                return Err(Failure::TooMany { option, given, most });
+            }
+        }
+        let mut earlier = self.machines.iter().enumerate();
+        let twice = earlier.find(|(position, machine)| {
+            self.machines
+                .iter()
+                .take(*position)
+                .any(|other| other == *machine)
+        });
+        twice.map_or(Ok(()), |(_, machine)| {
+            Err(Failure::NamedTwice(machine.to_string()))
+        })
+    }
+
     fn wish(&self, now: Timestamp) -> Result<Wish, Failure> {
         let span = match self.until {
             None => Span::For(self.length),
@@ -126,9 +148,7 @@ pub(crate) async fn request(
     connection: &Connection,
     output: &Output,
 ) -> Result<Exit, Failure> {
-    if asked.machines.len() > MOST_MACHINES {
-        return Err(Failure::TooManyMachines(asked.machines.len()));
-    }
+    asked.check()?;
     let wish = asked.wish(when::now())?;
     let patience = asked.patience();
     let client = Client::connect(connection).await?;
@@ -160,6 +180,28 @@ pub(crate) async fn request(
     Ok(exit)
 }
 
+/// What an answer that nobody could read would have said; `None` if nothing was opened, nor will be.
+fn stands(request: &RequestRecord) -> Option<String> {
+    let standing = request.outcomes.iter().filter(|outcome| !outcome.state.is_lost());
+    let lines: Vec<String> = standing
+        .map(|outcome| match (outcome.state, outcome.grant.is_empty()) {
+            (OutcomeState::Open, _) => format!(
+                "access to {} is open all the same ({})",
+                outcome.machine, outcome.grant
+            ),
+            (_, false) => format!(
+                "access to {} opens all the same ({})",
+                outcome.machine, outcome.grant
+            ),
+            (_, true) => format!(
+                "access to {} opens when it connects ({})",
+                outcome.machine, request.name
+            ),
+        })
+        .collect();
+    (!lines.is_empty()).then(|| lines.join(", "))
+}
+
 /// Asks anew where this host's address has changed between a try whose answer was lost and the next.
 async fn create(
     client: &Client,
@@ -183,6 +225,27 @@ async fn create(
 #[derive(Serialize)]
 struct Shown {
     access_request: RequestRecord,
+    grants: Vec<BriefGrant>,
+    /// The first machine where nothing opens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorRecord>,
+}
+
+impl Shown {
+    fn new(request: RequestRecord, with_error: bool) -> Self {
+        let lost = request.outcomes.iter().find(|outcome| outcome.state.is_lost());
+        Self {
+            grants: request.grants(),
+            error: lost.filter(|_| with_error).map(|lost| ErrorRecord {
+                code: lost.reason.clone(),
+                message: lost_line(lost),
+                field: "MACHINE".to_string(),
+                machine: lost.machine.clone(),
+                hint: String::new(),
+            }),
+            access_request: request,
+        }
+    }
 }
 
 /// Says what became of a request on each machine.
@@ -193,7 +256,8 @@ fn show(request: RequestRecord, output: &Output) -> Result<(), Failure> {
     for outcome in request.outcomes.iter().filter(|outcome| outcome.state.is_lost()) {
         output::error(lost_line(outcome));
     }
-    write(request, output, false)
+    let told = stands(&request);
+    write(request, output, false).map_err(|failure| failure.or_untold(|| told))
 }
 
 /// For those who only look: what was refused is no error of theirs.
@@ -208,9 +272,7 @@ fn write(request: RequestRecord, output: &Output, with_lost: bool) -> Result<(),
     let name = request.name.clone();
     let is_settled = is_settled(&request.outcomes);
     if output.is_json() {
-        output.json(&Shown {
-            access_request: request,
-        })?;
+        output.json(&Shown::new(request, !with_lost))?;
     } else {
         write_lines(&request, output, with_lost)?;
     }
@@ -231,8 +293,12 @@ fn write_lines(request: &RequestRecord, output: &Output, with_lost: bool) -> Res
             output.line(&printable(&lost_line(outcome)))?;
         }
         if outcome.state == OutcomeState::Open {
-            for line in connect_lines(outcome, &request.ports) {
-                output.line(&format!("  {line}"))?;
+            let way = Way::to(outcome, &request.sources);
+            for line in way.lines(&request.ports) {
+                output.line(&printable(&format!("  {line}")))?;
+            }
+            if let Some(detour) = way.detour() {
+                output::hint(detour);
             }
         }
     }
@@ -290,26 +356,6 @@ fn state_line(outcome: &OutcomeRecord, now: Timestamp) -> String {
         _ => format!("{machine}: not open yet: approved, and the machine has not confirmed"),
     };
     printable(&line)
-}
-
-fn connect_lines(outcome: &OutcomeRecord, ports: &[String]) -> Vec<String> {
-    let address = if outcome.address.is_empty() {
-        &outcome.machine
-    } else {
-        &outcome.address
-    };
-    let address = printable(address);
-    ports
-        .iter()
-        .map(|port| match port.split_once('/').unwrap_or((port, "")) {
-            ("22", "" | "tcp" | "*") => format!("ssh USER@{address}"),
-            (port, protocol) => {
-                let plural = if port.contains('-') { "s" } else { "" };
-                let udp = if protocol == "udp" { " (udp)" } else { "" };
-                format!("connect to {address} port{plural} {port}{udp}")
-            }
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -376,27 +422,6 @@ mod tests {
             asked.wish(at("2026-11-22T11:00:00Z")).unwrap().span,
             Span::Until(end)
         );
-    }
-
-    #[test]
-    fn the_answer_says_how_to_connect() {
-        let outcome = OutcomeRecord {
-            end_time: Some(at("2026-11-22T13:00:00Z")),
-            address: "192.0.2.10".to_string(),
-            ..OutcomeRecord::example("web-1", OutcomeState::Open)
-        };
-        let ports = ["22", "22/tcp", "22/udp", "3389/*", "8000-8010/tcp"].map(ToString::to_string);
-        assert_eq!(
-            connect_lines(&outcome, &ports),
-            [
-                "ssh USER@192.0.2.10",
-                "ssh USER@192.0.2.10",
-                "connect to 192.0.2.10 port 22 (udp)",
-                "connect to 192.0.2.10 port 3389",
-                "connect to 192.0.2.10 ports 8000-8010",
-            ]
-        );
-        assert!(state_line(&outcome, at("2026-11-22T12:00:00Z")).ends_with("(in 1h)"));
     }
 
     #[test]

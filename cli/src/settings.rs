@@ -1,8 +1,8 @@
 //! Where the server is and who we are: options, environment, configuration files, in this order.
 
 use std::env;
+use std::ffi::OsString;
 use std::fmt;
-use std::fs;
 use std::io;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
@@ -11,25 +11,28 @@ use std::str::FromStr;
 use clap::Args;
 use serde::Deserialize;
 
+use crate::bounded_file;
 use crate::toml_file;
 
+/// Four settings need far less.
+const MOST_BYTES: u64 = 64 << 10;
 const SYSTEM_FILE: &str = "/etc/nightlatch/cli.toml";
 
 /// What every command takes to find the server.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct Connection {
-    /// The server, as `https://HOST:7443` or `HOST[:7443]`.
-    #[arg(long, global = true, env = "NIGHTLATCH_SERVER", value_name = "URL")]
+    /// The server, as `https://HOST:7443` or `HOST[:7443]` [env: NIGHTLATCH_SERVER].
+    #[arg(long, global = true, value_name = "URL")]
     server: Option<String>,
-    /// The certificate of the server's authority (ca.pem).
-    #[arg(long, global = true, env = "NIGHTLATCH_CA", value_name = "FILE")]
+    /// The certificate of the server's authority (ca.pem) [env: NIGHTLATCH_CA].
+    #[arg(long, global = true, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Your client certificate.
-    #[arg(long, global = true, env = "NIGHTLATCH_CERT", value_name = "FILE")]
+    /// Your client certificate [env: NIGHTLATCH_CERT].
+    #[arg(long, global = true, value_name = "FILE")]
     cert: Option<PathBuf>,
-    /// The private key of your client certificate.
-    #[arg(long, global = true, env = "NIGHTLATCH_KEY", value_name = "FILE")]
+    /// The private key of your client certificate [env: NIGHTLATCH_KEY].
+    #[arg(long, global = true, value_name = "FILE")]
     key: Option<PathBuf>,
 }
 
@@ -53,7 +56,19 @@ impl Connection {
             .into_iter()
             .chain([PathBuf::from(SYSTEM_FILE)])
             .collect();
-        self.settings_from(&files)
+        self.or_from(|name| env::var_os(name)).settings_from(&files)
+    }
+
+    /// clap would list settings of the environment in each usage line, as if they had been written there.
+    fn or_from(&self, variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let server = || variable("NIGHTLATCH_SERVER").map(|text| text.to_string_lossy().into_owned());
+        let path = |name: &str| variable(name).map(PathBuf::from);
+        Self {
+            server: self.server.clone().or_else(server),
+            ca: self.ca.clone().or_else(|| path("NIGHTLATCH_CA")),
+            cert: self.cert.clone().or_else(|| path("NIGHTLATCH_CERT")),
+            key: self.key.clone().or_else(|| path("NIGHTLATCH_KEY")),
+        }
     }
 
     fn settings_from(&self, files: &[PathBuf]) -> Result<Settings, InvalidSettings> {
@@ -101,7 +116,7 @@ impl Connection {
     }
 }
 
-fn user_file(config_home: Option<std::ffi::OsString>, home: Option<PathBuf>) -> Option<PathBuf> {
+fn user_file(config_home: Option<OsString>, home: Option<PathBuf>) -> Option<PathBuf> {
     // The XDG base directory specification has relative paths ignored.
     let config_home = config_home.map(PathBuf::from).filter(|path| path.is_absolute());
     let config_home = config_home.or_else(|| home.map(|home| home.join(".config")))?;
@@ -120,7 +135,8 @@ struct File {
 impl File {
     /// A file that isn't there says nothing.
     fn read(path: &Path) -> Result<Self, InvalidSettings> {
-        let text = match fs::read_to_string(path) {
+        let utf8 = |bytes| String::from_utf8(bytes).map_err(io::Error::other);
+        let text = match bounded_file::read(path, MOST_BYTES).and_then(utf8) {
             Ok(text) => text,
             Err(error)
                 if matches!(
@@ -262,6 +278,8 @@ pub(crate) enum InvalidSettings {
     },
     #[error("{} is not a settings file: {reason}", path.display())]
     NotSettings { path: PathBuf, reason: String },
+    #[error("the private key {} can be read by others (its mode is {mode:04o})", path.display())]
+    Exposed { path: PathBuf, mode: u32 },
     #[error("{} holds no {what} in PEM", path.display())]
     NotPem { what: &'static str, path: PathBuf },
     #[error("the certificate {} and the key {} cannot be used together: {reason}", cert.display(), key.display())]
@@ -273,6 +291,20 @@ pub(crate) enum InvalidSettings {
 }
 
 impl InvalidSettings {
+    /// The option that the setting can be given by.
+    pub(crate) fn option(&self) -> &'static str {
+        match self {
+            Self::Missing {
+                setting: "server", ..
+            }
+            | Self::NotAServer(_) => "--server",
+            Self::Missing { setting: "ca", .. } => "--ca",
+            Self::Missing { setting: "cert", .. } => "--cert",
+            Self::Missing { setting: "key", .. } | Self::Exposed { .. } => "--key",
+            _ => "",
+        }
+    }
+
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Missing {
@@ -287,6 +319,7 @@ impl InvalidSettings {
                 ))
             }
             Self::NotAServer(_) => None,
+            Self::Exposed { path, .. } => Some(format!("keep it to yourself: chmod 600 {}", path.display())),
             Self::Unreadable { .. } => {
                 Some("check the path, who may read it, and that it is text in UTF-8".to_string())
             }
@@ -303,6 +336,7 @@ impl InvalidSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_server_is_written_with_or_without_scheme_and_port() {
@@ -352,6 +386,17 @@ mod tests {
                 key: "/keys/me.key".into(),
             }
         );
+    }
+
+    #[test]
+    fn an_option_beats_the_environment() {
+        let connection = Connection {
+            ca: Some("mine.pem".into()),
+            ..Connection::default()
+        };
+        let found = connection.or_from(|name| Some(format!("{name}.pem").into()));
+        assert_eq!(found.ca, Some("mine.pem".into()));
+        assert_eq!(found.key, Some("NIGHTLATCH_KEY.pem".into()));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! exit code, and nothing half-done.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Result, ensure};
 use nightlatch_tests::complaint::{Case, FAILED, USAGE, check_all};
@@ -13,13 +14,18 @@ use nightlatch_tests::scratch::in_a_lab;
 type Line = (&'static str, i32, &'static [&'static str]);
 
 /// Each beside `request web-1 --port 22 --reason x`.
-const ODD_OPTIONS: [Line; 19] = [
+const ODD_OPTIONS: [Line; 24] = [
     ("--from everywhere", USAGE, &["everywhere"]),
     ("--from 192.0.2.7/24", USAGE, &["192.0.2.0/24"]),
     ("--from ::ffff:192.0.2.7", USAGE, &["IPv4"]),
     ("--from fe80::1%eth0", USAGE, &["fe80::1%eth0"]),
     ("--from @blank", USAGE, &["--from", "192.0.2.0/24"]),
-    ("--from @33-sources", FAILED, &["--from", "33", "32"]),
+    ("--from 0.0.0.0", USAGE, &["--from", "nobody connects from there"]),
+    ("--from 127.0.0.1", USAGE, &["loopback"]),
+    ("--from 224.0.0.1", USAGE, &["multicast"]),
+    ("--from 255.255.255.255", USAGE, &["broadcast"]),
+    ("--for -5m", USAGE, &["--for", "-5m", "90m"]),
+    ("--from @33-sources", USAGE, &["--from", "33", "32"]),
     ("--for 0s", USAGE, &["one second"]),
     ("--for soon", USAGE, &["soon"]),
     ("--for 4h", FAILED, &["--for", "PT4H", "PT3H"]),
@@ -70,7 +76,7 @@ const ODD_REQUESTS: [Line; 19] = [
     ),
     (
         "request web-1 --port @33-ports --reason x",
-        FAILED,
+        USAGE,
         &["--port", "33", "32"],
     ),
     ("request web-1 --port 23 --reason x", FAILED, &["23", "22/tcp"]),
@@ -92,12 +98,12 @@ const ODD_REQUESTS: [Line; 19] = [
     ),
     (
         "request web-1 web-1 --port 22 --reason x",
-        FAILED,
+        USAGE,
         &["web-1", "twice"],
     ),
 ];
 
-const ODD_COMMANDS: [Line; 52] = [
+const ODD_COMMANDS: [Line; 56] = [
     ("fly", USAGE, &["fly"]),
     ("done @nobody", FAILED, &[NOBODY]),
     ("done xyz", USAGE, &["xyz"]),
@@ -126,7 +132,7 @@ const ODD_COMMANDS: [Line; 52] = [
     ("policy set web-1 --port 1-65535/tcp", USAGE, &["256"]),
     (
         "policy set web-1 --port 22/tcp --port 20-30/*",
-        FAILED,
+        USAGE,
         &["overlap"],
     ),
     (
@@ -167,15 +173,27 @@ const ODD_COMMANDS: [Line; 52] = [
     ("keys export here", USAGE, &["here"]),
     (
         "list machines --server ftp://192.0.2.1",
-        FAILED,
+        USAGE,
         &["ftp://192.0.2.1"],
     ),
     (
         "list machines --server 192.0.2.1:99999",
-        FAILED,
+        USAGE,
         &["server", "99999"],
     ),
     ("list machines --server 192.0.2.1:9", FAILED, &["192.0.2.1:9"]),
+    (
+        "list machines --ca /dev/zero",
+        FAILED,
+        &["/dev/zero", "regular file"],
+    ),
+    (
+        "list machines --cert /dev/zero",
+        FAILED,
+        &["/dev/zero", "regular file"],
+    ),
+    ("list machines --cert @huge", FAILED, &["huge", "1024 KiB"]),
+    ("list machines --key @shared", FAILED, &["0644", "chmod 600"]),
     ("list machines --ca @missing", FAILED, &["missing.toml"]),
     (
         "list machines --ca @folder",
@@ -233,6 +251,8 @@ fn stand_ins(lab: &Lab) -> Result<BTreeMap<&'static str, String>> {
     let file = |name: &str, bytes: &[u8]| -> Result<String> {
         let path = lab.dir().join(name);
         fs::write(&path, bytes)?;
+        let mode = if name == "shared" { 0o644 } else { 0o600 };
+        fs::set_permissions(&path, Permissions::from_mode(mode))?;
         Ok(path.display().to_string())
     };
     let state = |name: &str| lab.control().state().join(name).display().to_string();
@@ -248,6 +268,8 @@ fn stand_ins(lab: &Lab) -> Result<BTreeMap<&'static str, String>> {
         ("@33-ports", list(&|number| format!("{}", 9000 + number))),
         ("@missing", lab.dir().join("missing.toml").display().to_string()),
         ("@folder", folder.display().to_string()),
+        ("@huge", file("huge", &vec![b'x'; (1 << 20) + 1])?),
+        ("@shared", file("shared", b"a key that all may read")?),
         ("@binary", file("binary", b"\xff\xfe")?),
         ("@no-rules", file("empty.toml", b"")?),
         ("@not-toml", file("not.toml", b"{\"rules\": []}")?),

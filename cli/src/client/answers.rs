@@ -175,6 +175,7 @@ impl From<pb::Outcome> for OutcomeRecord {
             end_time: moment(end_time),
             reason,
             message,
+            addresses: vec![plain_address(address.clone())],
             address: plain_address(address),
             offline_since: moment(offline_since),
         }

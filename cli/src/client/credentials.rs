@@ -1,6 +1,7 @@
 //! Who we are and whom we trust, read from the files that the settings name.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,7 +16,11 @@ use tonic::transport::Identity;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::server_certificate::KindVerifier;
+use crate::bounded_file;
 use crate::settings::{InvalidSettings, Settings};
+
+/// Far more than a chain of certificates takes.
+const MOST_BYTES: u64 = 1 << 20;
 
 pub(crate) struct Credentials {
     pub(crate) verifier: Arc<dyn ServerCertVerifier>,
@@ -44,6 +49,7 @@ impl Credentials {
         let own = certificates(&cert_pem).ok_or_else(|| not_pem("certificate", cert))?;
         let end = own.first().and_then(end_of);
         let key_pem = read("the private key", key)?;
+        check_kept(key)?;
         let own_key = PrivateKeyDer::from_pem_slice(&key_pem)
             .ok()
             .ok_or_else(|| not_pem("private key", key))?;
@@ -74,11 +80,24 @@ impl Credentials {
 }
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, InvalidSettings> {
-    fs::read(path).map_err(|error| InvalidSettings::Unreadable {
+    bounded_file::read(path, MOST_BYTES).map_err(|error| InvalidSettings::Unreadable {
         what,
         path: path.into(),
         error,
     })
+}
+
+/// As ssh has it: a key of ours is ours alone, while what others own is for them to protect.
+fn check_kept(key: &Path) -> Result<(), InvalidSettings> {
+    match fs::metadata(key) {
+        Ok(metadata) if metadata.uid() == nix::unistd::getuid().as_raw() && metadata.mode() & 0o077 != 0 => {
+            Err(InvalidSettings::Exposed {
+                path: key.into(),
+                mode: metadata.mode() & 0o777,
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// At least one, or `None`.

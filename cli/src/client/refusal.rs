@@ -32,6 +32,27 @@ impl Refusal {
         )
     }
 
+    /// The server's stable code, or that of gRPC where it gives none.
+    pub(crate) fn code(&self) -> String {
+        if self.0.reason.is_empty() {
+            in_capitals(&format!("{:?}", self.0.code))
+        } else {
+            self.0.reason.clone()
+        }
+    }
+
+    /// What people write for the first field that is wrong.
+    pub(crate) fn field(&self) -> &str {
+        let first = self.0.violations.first();
+        first
+            .and_then(|violation| option_for(&violation.field))
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn machine(&self) -> &str {
+        self.0.metadata.get("machine").map_or("", String::as_str)
+    }
+
     pub(crate) fn hint(&self) -> Option<String> {
         let machine = self.0.metadata.get("machine").map_or("MACHINE", String::as_str);
         let hint = match self.0.reason.as_str() {
@@ -143,6 +164,18 @@ fn option_for(field: &str) -> Option<&str> {
     }
 }
 
+/// `NotFound` as `NOT_FOUND`.
+fn in_capitals(name: &str) -> String {
+    let mut text = String::new();
+    for letter in name.chars() {
+        if letter.is_uppercase() && !text.is_empty() {
+            text.push('_');
+        }
+        text.extend(letter.to_uppercase());
+    }
+    text
+}
+
 fn without_words(code: Code) -> &'static str {
     match code {
         Code::NotFound => "there is no such thing",
@@ -206,6 +239,8 @@ mod tests {
     fn an_error_without_details_still_says_what_to_do() {
         let refusal = Refusal::from(&Status::unavailable(""));
         assert_eq!(refusal.to_string(), "the server cannot do that right now");
+        assert_eq!(refusal.code(), "UNAVAILABLE");
+        assert_eq!(Refusal::from(&Status::not_found("")).code(), "NOT_FOUND");
         assert_eq!(refusal.hint().unwrap(), "try again in a moment");
     }
 

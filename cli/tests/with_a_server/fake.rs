@@ -1,6 +1,7 @@
 //! A server of canned answers: a machine's name says what becomes of a request for it.
 
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::pin::Pin;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -81,6 +82,7 @@ impl Fake {
     pub(crate) fn keep(&self, name: &str, content: &str) -> String {
         let path = self.folder.path().join(name);
         std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         path.to_str().unwrap().to_string()
     }
 
@@ -176,6 +178,7 @@ fn outcome(machine: &str, is_late_open: bool) -> pb::Outcome {
         } else {
             String::new()
         },
+        grant: if is_open { grant(1).name } else { String::new() },
         address: "::ffff:192.0.2.10".to_string(),
         ..pb::Outcome::default()
     }
@@ -239,6 +242,7 @@ impl AccessService for Answers {
     ) -> Result<Response<pb::AccessRequest>, Status> {
         let call = request.into_inner();
         let machines = call.machines;
+        let sources = call.access_request.unwrap_or_default().sources;
         self.asked.lock().unwrap().push(call.request_id);
         if machines.contains(&"machines/cut-1".to_string()) && self.asked.lock().unwrap().len() == 1 {
             // The answer waits until the connection is gone.
@@ -254,7 +258,10 @@ impl AccessService for Answers {
             let problem = Problem::new(Code::PermissionDenied, "PORT_NOT_IN_POLICY", message);
             return Err(problem.at("ports[0]", why).with("machine", "denied-1").into());
         }
-        Ok(Response::new(access_request(&machines, false)))
+        Ok(Response::new(pb::AccessRequest {
+            sources,
+            ..access_request(&machines, false)
+        }))
     }
 
     async fn get_access_request(

@@ -265,6 +265,162 @@ fn json_has_its_promised_shape() {
     );
     let request = json(&[&["request", "open-1"][..], &ASK].concat());
     assert_eq!(request["access_request"]["outcomes"][0]["state"], "open");
+    let grant = &request["grants"][0];
+    let id = "00000000-0000-7000-8000-000000000001";
+    assert_eq!(grant["name"], format!("grants/{id}"));
+    assert_eq!(grant["id"], id);
+    assert_eq!(grant["machine"], "open-1");
+    assert_eq!(grant["state"], "open");
+    assert!(
+        grant["end_time"].is_string() && request.get("error").is_none(),
+        "{request}"
+    );
+}
+
+#[test]
+fn a_failure_is_json_too_where_json_is_asked_for() {
+    let fake = Fake::start();
+    let ask = &ASK[..4];
+    for (words, exit, code, field) in [
+        (
+            &[&["request", "denied-1"][..], ask].concat()[..],
+            1,
+            "PORT_NOT_IN_POLICY",
+            "--port",
+        ),
+        (
+            &[&["request", "refused-1"][..], ask].concat(),
+            1,
+            "CEILING_PORT",
+            "MACHINE",
+        ),
+        (
+            &[&["request", "open-1", "open-1"][..], ask].concat(),
+            2,
+            "NAMED_TWICE",
+            "MACHINE",
+        ),
+        (&["request", "open-1", "--port", "0"], 2, "USAGE", "--port"),
+        (
+            &["list", "machines", "--server", "ftp://x"],
+            2,
+            "SETTINGS_INVALID",
+            "--server",
+        ),
+        (
+            &["grant", "show", "00000000-0000-7000-8000-000000000009"],
+            1,
+            "NOT_FOUND",
+            "",
+        ),
+        (
+            &["revoke", "00000000-0000-7000-8000-000000000009"],
+            1,
+            "NOT_FOUND",
+            "",
+        ),
+    ] {
+        let output = fake.run(&[words, &["--output", "json"]].concat());
+        assert_ends(&output, exit, &["error: "]);
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let error = &told["error"];
+        assert!(
+            error["code"] == code && error["field"] == field,
+            "{words:?}: {error}"
+        );
+        assert!(
+            error["message"]
+                .as_str()
+                .is_some_and(|message| !message.is_empty()),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn what_was_done_is_told_even_if_the_result_cannot_be_written() {
+    let fake = Fake::start();
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ask = &ASK[..4];
+    for format in ["table", "json"] {
+        let words = [&["request", "open-1"][..], ask, &["--output", format]].concat();
+        let child = fake.command(&words).stdout(full()).stderr(Stdio::piped()).spawn();
+        let says = "access to open-1 is open all the same (grants/00000000-0000-7000-8000-000000000001)";
+        assert_ends(
+            &child.unwrap().wait_with_output().unwrap(),
+            4,
+            &[says, "nightlatch done"],
+        );
+    }
+    for (words, exit, says) in [
+        (
+            &["revoke", "00000000-0000-7000-8000-000000000001"][..],
+            4,
+            "open-1: ended",
+        ),
+        (&["list", "grants"], 1, "cannot be written"),
+        (&["--help"], 1, "cannot be written"),
+    ] {
+        let child = fake.command(words).stdout(full()).stderr(Stdio::piped()).spawn();
+        assert_ends(&child.unwrap().wait_with_output().unwrap(), exit, &[says]);
+    }
+}
+
+#[test]
+fn an_address_that_the_grant_does_not_cover_is_not_advised() {
+    let fake = Fake::start();
+    let advice = |source: &str| {
+        let output = fake.run(&[&["request", "open-1", "--from", source][..], &ASK].concat());
+        assert_ends(&output, 0, &[]);
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let (advised, hint) = advice("198.51.100.7");
+    assert!(
+        advised.contains("ssh USER@192.0.2.10") && hint.is_empty(),
+        "{advised}{hint}"
+    );
+    let (advised, hint) = advice("2001:db8::2");
+    assert!(
+        advised.contains("ssh -6 USER@open-1") && !advised.contains("192.0.2.10"),
+        "{advised}"
+    );
+    assert!(
+        hint.contains("the grant is for IPv6 sources") && hint.contains("192.0.2.10"),
+        "{hint}"
+    );
+}
+
+#[test]
+fn usage_leaves_out_what_the_environment_gives() {
+    let fake = Fake::start();
+    let output = fake.run(&["request", "open-1", "--port", "22"]);
+    assert_ends(&output, 2, &["--reason", "Usage:"]);
+    assert!(
+        !text(&output.stderr).contains("--server"),
+        "{}",
+        text(&output.stderr)
+    );
+    let output = fake.run(&["list", "machines", &"x".repeat(1000)]);
+    assert_ends(&output, 2, &["… (1000 characters)"]);
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused_with_the_step() {
+    let fake = Fake::start();
+    let key = fake.keep("open.key", "no key yet");
+    assert!(
+        Command::new("chmod")
+            .args(["644", &key])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let output = fake.run(&["list", "machines", "--key", &key]);
+    assert_ends(
+        &output,
+        1,
+        &["can be read by others", "0644", &format!("chmod 600 {key}")],
+    );
 }
 
 #[test]
@@ -297,7 +453,7 @@ fn a_server_that_is_not_there_is_told_with_the_next_step() {
     let output = fake.run(&["list", "machines", "--server", "no-such-host.invalid"]);
     assert_ends(&output, 1, &["the host name no-such-host.invalid is not known"]);
     let output = fake.run(&["list", "machines", "--server", "http://127.0.0.1"]);
-    assert_ends(&output, 1, &["is not a server: write https://HOST:7443"]);
+    assert_ends(&output, 2, &["is not a server: write https://HOST:7443"]);
 }
 
 #[test]
