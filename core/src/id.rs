@@ -17,7 +17,9 @@ pub enum InvalidId {
          each label 1 to 63 long and with a letter or digit at both ends (RFC 1123)"
     )]
     NotAMachineName(String),
-    #[error("`{0}` is not a user name: write 1 to 128 of letters, digits and `.` `_` `-` `+` `@`")]
+    #[error(
+        "`{0}` is not a user name: write 1 to 128 of letters, digits and `.` `_` `-` `+` `@`, not only dots"
+    )]
     NotASubject(String),
 }
 
@@ -149,6 +151,7 @@ text_name!(
     |name: &str| {
         (1..=128).contains(&name.len())
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-+@".contains(&byte))
+            && !name.bytes().all(|byte| byte == b'.')
     }
 );
 
@@ -176,6 +179,16 @@ mod tests {
             "019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11",
         ] {
             assert!(name.parse::<MachineName>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_user_name_is_no_name_of_a_folder() {
+        for name in ["alice", "alice@example.org", "a.b", ".a", "-"] {
+            assert_eq!(name.parse::<Subject>().unwrap().as_str(), name);
+        }
+        for name in ["", ".", "..", "...", "a/b", "a b", &"a".repeat(129)] {
+            assert!(name.parse::<Subject>().is_err(), "{name}");
         }
     }
 

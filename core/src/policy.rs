@@ -215,6 +215,7 @@ impl Policy {
                 _ => return Err(denial(field, DenialReason::TooManyParts)),
             }
         }
+        check_senders(&request.sources)?;
         let length = request.span.length(now);
         if let Span::Until(end) = request.span
             && end <= now
@@ -233,15 +234,20 @@ impl Policy {
                 .spans_wished(wish, &rules)
                 .map_err(|reason| denial(&field, reason))?
             {
+                // The policy first: what it doesn't have is no fault of the host's ceiling.
+                let in_policy = |key| {
+                    rules.get(&key).ok_or_else(|| {
+                        denial(&field, DenialReason::PortNotInPolicy(key, self.ports_in_words()))
+                    })
+                };
+                let by_rule = span.keys().map(|key| Ok((key, in_policy(key)?)));
+                let by_rule = by_rule.collect::<Result<Vec<_>, Denial>>()?;
                 if let Some(ceiling) = ceiling {
                     ceiling
                         .check_ports(span)
                         .map_err(|exceeded| denial(&field, exceeded.into()))?;
                 }
-                for key in span.keys() {
-                    let rule = rules.get(&key).ok_or_else(|| {
-                        denial(&field, DenialReason::PortNotInPolicy(key, self.ports_in_words()))
-                    })?;
+                for (key, rule) in by_rule {
                     check_rule(rule, key, &request, length)?;
                 }
                 ports.insert(span);
@@ -326,6 +332,17 @@ impl Policy {
 /// Without a policy nothing may be asked for.
 pub fn deny_without_policy(machine: MachineName) -> Denial {
     denial("machine", DenialReason::NoPolicy(machine))
+}
+
+fn check_senders(sources: &[Prefix]) -> Result<(), Denial> {
+    let mut sources = sources.iter().enumerate();
+    match sources.find(|(_, source)| !source.can_send()) {
+        None => Ok(()),
+        Some((position, source)) => Err(denial(
+            &format!("sources[{position}]"),
+            DenialReason::SourceCannotSend(*source),
+        )),
+    }
 }
 
 fn check_rule(

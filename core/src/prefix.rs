@@ -87,6 +87,19 @@ impl Prefix {
         self.0.contains(&other.0)
     }
 
+    /// Whether any packet's sender may lie in it: not one in the unspecified address, the limited broadcast or
+    /// multicast alone (RFC 1122 3.2.1.3, RFC 4291 2.5.2 and 2.7).
+    pub fn can_send(self) -> bool {
+        let address = self.address();
+        let is_alone = self.length() == self.family().bits();
+        let is_broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+        let is_multicast = match address {
+            IpAddr::V4(v4) => v4.is_multicast() && self.length() >= 4,
+            IpAddr::V6(v6) => v6.is_multicast() && self.length() >= 8,
+        };
+        !is_multicast && !(is_alone && (address.is_unspecified() || is_broadcast))
+    }
+
     /// The prefix of `length` bits that `address` lies in, if the family has that many bits.
     pub fn around(address: IpAddr, length: u8) -> Option<Self> {
         IpNet::new(address, length).ok().map(|net| Self(net.trunc()))
@@ -148,6 +161,26 @@ mod tests {
             "2001:db8::7".parse::<Prefix>().unwrap().to_string(),
             "2001:db8::7/128"
         );
+    }
+
+    #[test]
+    fn only_what_can_send_is_a_sender() {
+        for (text, can) in [
+            ("0.0.0.0", false),
+            ("::", false),
+            ("255.255.255.255", false),
+            ("224.0.0.1", false),
+            ("224.0.0.0/4", false),
+            ("ff02::1", false),
+            ("ff00::/8", false),
+            ("0.0.0.0/0", true),
+            ("::/0", true),
+            ("224.0.0.0/3", true),
+            ("127.0.0.1", true),
+            ("fe80::1", true),
+        ] {
+            assert_eq!(text.parse::<Prefix>().unwrap().can_send(), can, "{text}");
+        }
     }
 
     #[test]

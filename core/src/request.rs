@@ -136,6 +136,10 @@ pub enum DenialReason {
     PortNotInPolicy(PortKey, String),
     #[error("port {0} is not in the machine's policy under any protocol: ask for {1}")]
     PortUnknown(u16, String),
+    #[error(
+        "no packet has a sender in {0}: write the address that the connection comes from, or `me` for your own"
+    )]
+    SourceCannotSend(Prefix),
     #[error("the source {source_} is not allowed for port {port}: the policy allows {allowed}")]
     SourceNotAllowed {
         source_: Prefix,
@@ -183,6 +187,7 @@ impl DenialReason {
             Self::TooManyParts => "TOO_MANY_PARTS",
             Self::TooManyOpenings => "TOO_MANY_OPENINGS",
             Self::PortNotInPolicy(..) | Self::PortUnknown(..) => "PORT_NOT_IN_POLICY",
+            Self::SourceCannotSend(_) => "SOURCE_CANNOT_SEND",
             Self::SourceNotAllowed { .. } => "SOURCE_NOT_ALLOWED",
             Self::TooLong { .. } => "DURATION_TOO_LONG",
             Self::TooShort => "DURATION_TOO_SHORT",

@@ -133,6 +133,19 @@ fn a_denial_names_the_field_and_the_limit() {
             "22/udp",
         ),
         (
+            // Neither the policy nor the ceiling has it: the policy is to be changed first.
+            wish(&["9000/udp"], &["192.0.2.7"], 60),
+            "ports[0]",
+            "PORT_NOT_IN_POLICY",
+            "9000/udp",
+        ),
+        (
+            wish(&["22"], &["192.0.2.7", "224.0.0.1"], 60),
+            "sources[1]",
+            "SOURCE_CANNOT_SEND",
+            "224.0.0.1",
+        ),
+        (
             wish(&["22"], &["192.0.2.7"], 10_801),
             "duration",
             "DURATION_TOO_LONG",

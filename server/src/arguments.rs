@@ -1,11 +1,12 @@
 //! What can be written on the command line.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use nightlatch_core::id::{MachineName, Subject};
 use nightlatch_core::rights::Role;
+
+use crate::init::{NotAHost, check_host};
 
 /// Decides who may reach which port of which machine, and signs it.
 #[derive(Parser)]
@@ -84,13 +85,6 @@ pub enum RootCommand {
     Remove,
 }
 
-fn host(text: &str) -> Result<String, String> {
-    let is_address = text.parse::<IpAddr>().is_ok();
-    if is_address || text.parse::<MachineName>().is_ok() {
-        Ok(text.to_ascii_lowercase())
-    } else {
-        Err(format!(
-            "`{text}` is not a host name or address: write control.example.org, 192.0.2.1 or 2001:db8::1"
-        ))
-    }
+fn host(text: &str) -> Result<String, NotAHost> {
+    check_host(text).map(|()| text.to_ascii_lowercase())
 }

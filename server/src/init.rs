@@ -8,8 +8,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nightlatch_core::audit::{Event, EventKind};
-use nightlatch_core::id::{InstallationId, InvalidId, Subject};
+use nightlatch_core::id::{InstallationId, InvalidId, MachineName, Subject};
 use nightlatch_core::keys::{KeyList, ListNumber};
+use nightlatch_core::prefix::Prefix;
 use nightlatch_core::rights::Role;
 use nightlatch_core::signing::{InvalidKey, SigningKey};
 use nightlatch_core::time::Timestamp;
@@ -29,6 +30,18 @@ use crate::{audit, id};
 /// An agent that joins takes no more addresses.
 const MOST_NAMES: usize = 16;
 
+/// Why nobody could reach a server by a name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAHost {
+    #[error(
+        "`{0}` is neither an address nor a host name, which does not end in a number: write control.example.org, \
+         192.0.2.1 or 2001:db8::1"
+    )]
+    Neither(String),
+    #[error("nobody reaches a server at {0}: write the address that people and machines connect to")]
+    Unreachable(IpAddr),
+}
+
 /// Why nothing was made.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
@@ -40,10 +53,8 @@ pub enum InitError {
         "--name: {0} names are given, at most {MOST_NAMES} are taken: name those that hosts and people use"
     )]
     TooManyNames(usize),
-    #[error(
-        "--name: `{0}` is neither an address nor a host name, which does not end in a number: write 192.0.2.1 or control.example.org"
-    )]
-    NotAHost(String),
+    #[error("--name: {0}")]
+    NotAHost(#[from] NotAHost),
     #[error("{} can't be written", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error(transparent)]
@@ -97,21 +108,33 @@ pub async fn init(directory: &Path, host_names: &[String], now: Timestamp) -> Re
     made
 }
 
-/// The owner of the empty directory that is there already.
 fn check_names(names: &[String]) -> Result<(), InitError> {
     if names.len() > MOST_NAMES {
         return Err(InitError::TooManyNames(names.len()));
     }
-    let is_host = |name: &str| {
-        let last = name.rsplit('.').next().unwrap_or_default();
-        name.parse::<IpAddr>().is_ok() || !last.bytes().all(|byte| byte.is_ascii_digit())
-    };
-    match names.iter().find(|name| !is_host(name)) {
-        Some(name) => Err(InitError::NotAHost(name.clone())),
-        None => Ok(()),
+    Ok(names.iter().try_for_each(|name| check_host(name))?)
+}
+
+/// # Errors
+/// What is neither a host name nor an address that can be connected to.
+pub fn check_host(name: &str) -> Result<(), NotAHost> {
+    if let Ok(address) = name.parse::<IpAddr>() {
+        return if Prefix::from(address).can_send() {
+            Ok(())
+        } else {
+            Err(NotAHost::Unreachable(address))
+        };
+    }
+    let last = name.rsplit('.').next().unwrap_or_default();
+    // The rules of machine names are those of host names.
+    if name.parse::<MachineName>().is_ok() && !last.bytes().all(|byte| byte.is_ascii_digit()) {
+        Ok(())
+    } else {
+        Err(NotAHost::Neither(name.to_owned()))
     }
 }
 
+/// The owner of the empty directory that is there already.
 fn check_free(directory: &Path) -> Result<Option<(Uid, Gid)>, InitError> {
     let failed = |source| InitError::Write {
         path: directory.to_owned(),

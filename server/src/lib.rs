@@ -4,6 +4,7 @@ pub mod agents;
 pub mod api;
 pub mod arguments;
 pub mod audit;
+pub mod causes;
 pub mod clock;
 pub mod config;
 pub mod console;

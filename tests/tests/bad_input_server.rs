@@ -28,8 +28,14 @@ fn the_server_says_what_is_wrong() -> Result<()> {
             (&["init", "--name", "not a name"], USAGE, &["not a name"]),
             (
                 &["init", "--name", "192.0.2.300"],
-                FAILED,
-                &["--name", "192.0.2.300"],
+                USAGE,
+                &["--name", "192.0.2.300", "192.0.2.1"],
+            ),
+            (&["init", "--name", "0.0.0.0"], USAGE, &["--name", "0.0.0.0"]),
+            (
+                &["user", "issue", "..", "--role", "reader"],
+                USAGE,
+                &["`..`", "dots"],
             ),
             (
                 &["token", "create", "--machine", "a_b"],

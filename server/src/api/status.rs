@@ -5,6 +5,7 @@ use nightlatch_proto::error::{ASKED_FROM_ELSEWHERE, Problem, TOKEN};
 use tonic::{Code, Status};
 use tracing::error;
 
+use crate::causes::in_one_line;
 use crate::refusal::{Denied, Refusal};
 
 impl From<Refusal> for Status {
@@ -14,7 +15,7 @@ impl From<Refusal> for Status {
         match &refusal {
             Refusal::Store(store) => {
                 // What went wrong inside is the operator's to know.
-                error!(error = %chain(store), "the store failed");
+                error!(error = %in_one_line(store), "the store failed");
                 let message = "the server's store is not available: try again";
                 Problem::new(Code::Unavailable, "STORE_UNAVAILABLE", message)
             }
@@ -80,6 +81,7 @@ const fn code(reason: &DenialReason) -> Code {
         }
         DenialReason::NoPorts
         | DenialReason::NoSources
+        | DenialReason::SourceCannotSend(_)
         | DenialReason::TooManyParts
         | DenialReason::TooManyOpenings
         | DenialReason::TooShort
@@ -90,15 +92,4 @@ const fn code(reason: &DenialReason) -> Code {
         | DenialReason::TooLong { .. }
         | DenialReason::BeyondCeiling(_) => Code::PermissionDenied,
     }
-}
-
-/// An error and its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -1,7 +1,7 @@
 use nightlatch_server::clock::Clock;
 use nightlatch_server::config::ServerConfig;
 use nightlatch_server::console;
-use nightlatch_server::init::{InitError, init};
+use nightlatch_server::init::{InitError, NotAHost, init};
 use nightlatch_server::server::Server;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
@@ -14,13 +14,20 @@ async fn init_overwrites_nothing_and_a_failed_one_leaves_nothing() {
     let state = directory.path().join("state");
     let now = HandClock::default().now();
     let bad = init(&state, &["not a host".to_owned()], now).await;
-    assert!(matches!(bad, Err(InitError::Certificate(_))));
+    assert!(matches!(bad, Err(InitError::NotAHost(NotAHost::Neither(_)))));
+    for nowhere in ["0.0.0.0", "::", "224.0.0.1", "255.255.255.255"] {
+        let nowhere = init(&state, &["localhost".to_owned(), nowhere.to_owned()], now).await;
+        assert!(matches!(
+            nowhere,
+            Err(InitError::NotAHost(NotAHost::Unreachable(_)))
+        ));
+    }
     // An agent takes no more addresses, and resolves no such name.
     let many: Vec<String> = (0..17).map(|number| format!("control-{number}")).collect();
     let many = init(&state, &many, now).await.unwrap_err().to_string();
     assert!(many.contains("17 names are given, at most 16"), "{many}");
     let mistyped = init(&state, &["192.0.2.300".to_owned()], now).await;
-    assert!(matches!(mistyped, Err(InitError::NotAHost(_))));
+    assert!(matches!(mistyped, Err(InitError::NotAHost(NotAHost::Neither(_)))));
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 
     std::fs::create_dir(&state).unwrap();
