@@ -18,6 +18,11 @@ pub fn machine(name: &MachineName) -> String {
     format!("machine/{name}")
 }
 
+/// Whoever has not proved who they are: only where from is known.
+pub fn anonymous(address: &str) -> String {
+    format!("anonymous/{address}")
+}
+
 /// An event of what a caller did.
 pub fn by(caller: &Caller, now: Timestamp, kind: EventKind, message: String) -> Event {
     let mut event = Event::new(now, kind, person(caller), message);

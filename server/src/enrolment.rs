@@ -233,10 +233,11 @@ impl Enrolment {
             _ => return Ok(()),
         };
         let mut change = self.store.change().await?;
-        let actor = audit::machine(&applicant.name);
+        let actor = audit::anonymous(&applicant.address);
         let mut event = Event::new(now, EventKind::MachineRefused, actor, refusal.to_string());
         event.address = Some(applicant.address.clone());
         event.reason = Some(code.to_owned());
+        let event = audit::with(event, "asked_for", &applicant.name);
         change.record(&event, None);
         change.commit().await
     }

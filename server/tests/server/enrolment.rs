@@ -126,7 +126,13 @@ async fn a_taken_name_is_refused_unless_the_token_may_replace_the_machine() {
         (taken.code, taken.reason.as_str()),
         (Code::AlreadyExists, "NAME_TAKEN")
     );
-    assert_eq!(admin.events_of("machine.refused").await.len(), 1);
+    let refusals = admin.events_of("machine.refused").await;
+    let [refusal] = refusals.as_slice() else {
+        panic!("{refusals:?}")
+    };
+    // A name that someone claims is not who they are.
+    assert_eq!(refusal.actor, "anonymous/127.0.0.1");
+    assert_eq!(refusal.details["asked_for"], "web-1");
 
     let replacing = secret(&world, Some("web-1"), true).await;
     let new = Host::enrol_with(&world, "web-1", &replacing).await.unwrap();
