@@ -22,6 +22,8 @@ pub enum EventKind {
     UserIssued,
     #[serde(rename = "token.created")]
     TokenCreated,
+    #[serde(rename = "token.withdrawn")]
+    TokenWithdrawn,
     #[serde(rename = "machine.enrolled")]
     MachineEnrolled,
     #[serde(rename = "machine.refused")]
@@ -63,7 +65,8 @@ pub struct Event {
     version: Version1,
     pub at: Timestamp,
     pub kind: EventKind,
-    /// `person/alice`, `machine/web-1`, `server`, or `console` for a command on the server's own host.
+    /// `person/alice`, `machine/web-1`, `server`, `console` for a command on the server's own host, or
+    /// `anonymous/192.0.2.7` for whoever has not proved who they are.
     pub actor: String,
     /// The address that the server saw the actor at.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -28,8 +28,8 @@ pub enum ConsoleError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Certificate(#[from] CertificateError),
-    #[error("{} is there already: nothing is overwritten", .0.display())]
-    Exists(PathBuf),
+    #[error("{} is there already, and nothing is overwritten: {next}", path.display())]
+    Exists { path: PathBuf, next: &'static str },
     #[error("{} can't be written", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error(
@@ -40,13 +40,21 @@ pub enum ConsoleError {
     RootRemoved,
 }
 
-/// Makes an enrolment token and gives the one string that is handed over.
+/// An enrolment token that was just made.
+pub struct NewToken {
+    /// The one string that is handed over.
+    pub text: String,
+    secret_sha256: String,
+    machine_name: Option<MachineName>,
+}
+
+/// Makes an enrolment token.
 pub async fn create_token(
     config: &ServerConfig,
     machine_name: Option<MachineName>,
     may_replace: bool,
     now: Timestamp,
-) -> Result<String, ConsoleError> {
+) -> Result<NewToken, ConsoleError> {
     let state = opened(config)?;
     let ca = state.authority()?;
     let store = Store::open(&state.path(DATABASE), false).await?;
@@ -76,11 +84,34 @@ pub async fn create_token(
         audit::to_the_second(stored.expires_at)
     );
     let mut event = Event::new(now, EventKind::TokenCreated, audit::CONSOLE.to_owned(), message);
-    event.machine_name = stored.machine_name;
+    event.machine_name = stored.machine_name.clone();
     change.record(&event, None);
     change.commit().await?;
     store.close().await;
-    Ok(token.to_text())
+    Ok(NewToken {
+        text: token.to_text(),
+        secret_sha256: stored.secret_sha256,
+        machine_name: stored.machine_name,
+    })
+}
+
+/// Takes a token back that could not be handed over.
+pub async fn withdraw_token(
+    config: &ServerConfig,
+    token: &NewToken,
+    now: Timestamp,
+) -> Result<(), ConsoleError> {
+    let store = Store::open(&opened(config)?.path(DATABASE), false).await?;
+    let mut change = store.change().await?;
+    tokens::withdraw(change.connection(), &token.secret_sha256).await?;
+    let message = "an enrolment token was taken back: it could not be handed over".to_owned();
+    let actor = audit::CONSOLE.to_owned();
+    let mut event = Event::new(now, EventKind::TokenWithdrawn, actor, message);
+    event.machine_name = token.machine_name.clone();
+    change.record(&event, None);
+    change.commit().await?;
+    store.close().await;
+    Ok(())
 }
 
 /// Issues a client certificate. An earlier one of the same name no longer counts. Gives the files' names.
@@ -108,7 +139,10 @@ pub async fn issue_user(
     };
     let (certificate, key) = (named(".pem"), named(".key"));
     if certificate.exists() {
-        return Err(ConsoleError::Exists(certificate));
+        return Err(ConsoleError::Exists {
+            path: certificate,
+            next: OTHER_PREFIX,
+        });
     }
     let mut change = store.change().await?;
     let names: Vec<String> = roles.iter().map(ToString::to_string).collect();
@@ -120,15 +154,15 @@ pub async fn issue_user(
     let message = format!("{subject} got a certificate as {}", names.join(", "));
     let event = Event::new(now, EventKind::UserIssued, audit::CONSOLE.to_owned(), message);
     change.record(&event, Some(subject));
-    write(&key, &issued.key_pem, 0o600)?;
+    write(&key, &issued.key_pem, 0o600, OTHER_PREFIX)?;
     let rest = async {
-        write(&certificate, &issued.certificate_pem, 0o644)?;
+        write(&certificate, &issued.certificate_pem, 0o644, OTHER_PREFIX)?;
         Ok(change.commit().await?)
     };
     if let Err(error) = rest.await {
         // Nothing half-done: only what was made here is taken away, and what can't be is said by the error.
         for path in [&key, &certificate] {
-            if !matches!(&error, ConsoleError::Exists(existing) if existing == path) {
+            if !matches!(&error, ConsoleError::Exists { path: existing, .. } if existing == path) {
                 drop(std::fs::remove_file(path));
             }
         }
@@ -147,7 +181,7 @@ pub async fn export_root(config: &ServerConfig, file: &Path, now: Timestamp) -> 
     let message = format!("the root key was copied to {}", file.display());
     let event = Event::new(now, EventKind::RootExported, audit::CONSOLE.to_owned(), message);
     change.record(&event, None);
-    write(file, &key, 0o600)?;
+    write(file, &key, 0o600, "name another file")?;
     let rest = async {
         state.replace(ROOT_EXPORTED, "", 0o600)?;
         Ok(change.commit().await?)
@@ -194,9 +228,14 @@ fn opened(config: &ServerConfig) -> Result<State, ConsoleError> {
     Ok(state)
 }
 
-fn write(path: &Path, content: &str, mode: u32) -> Result<(), ConsoleError> {
+const OTHER_PREFIX: &str = "name other files with --out PREFIX";
+
+fn write(path: &Path, content: &str, mode: u32, next: &'static str) -> Result<(), ConsoleError> {
     write_new(path, content.as_bytes(), mode).map_err(|source| match source.kind() {
-        io::ErrorKind::AlreadyExists => ConsoleError::Exists(path.to_owned()),
+        io::ErrorKind::AlreadyExists => ConsoleError::Exists {
+            path: path.to_owned(),
+            next,
+        },
         _ => ConsoleError::Write {
             path: path.to_owned(),
             source,

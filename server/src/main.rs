@@ -1,13 +1,16 @@
 //! The command `nightlatch-server`.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Parser;
+use nightlatch_core::id::MachineName;
+use nightlatch_core::time::Timestamp;
 use nightlatch_server::arguments::{Arguments, Command, RootCommand, TokenCommand, UserCommand};
+use nightlatch_server::causes::in_one_line;
 use nightlatch_server::clock::{Clock, SystemClock};
 use nightlatch_server::config::ServerConfig;
 use nightlatch_server::server::Server;
@@ -18,18 +21,26 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
+/// Exit code of a command that can't be understood.
+const USAGE: u8 = 2;
+
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match start(arguments) {
+    let done = match Arguments::try_parse() {
+        Ok(arguments) => start(arguments),
+        Err(answer) => match (
+            answer.print().and_then(|()| io::stdout().flush()),
+            answer.use_stderr(),
+        ) {
+            (_, true) => return ExitCode::from(USAGE),
+            (printed, false) => printed.context("it can't be written to standard output"),
+        },
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            #[expect(
-                clippy::print_stderr,
-                reason = "the one place where a failed command says why"
-            )]
-            {
-                eprintln!("error: {error:#}");
-            }
+            let error = in_one_line(error.as_ref());
+            // Where nobody can be told, the exit code is all there is.
+            drop(writeln!(io::stderr(), "error: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -48,9 +59,11 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
     let level = config.log.to_string();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new(level));
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_env_filter(filter)
+        // A log that can't be written ends no server.
+        .log_internal_errors(false)
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime
@@ -64,43 +77,37 @@ async fn carry_out(command: Command, config: ServerConfig) -> anyhow::Result<()>
         Command::Init { names } => {
             init::init(&config.state, &names, now).await?;
             let state = State::at(config.state);
-            say(&format!(
+            tell(&format!(
                 "made {}\nfirst administrator: {} and {}\nkeep a copy of the root key elsewhere: nightlatch-server root export FILE",
                 state.directory().display(),
                 state.path(&format!("{ADMIN}.pem")).display(),
                 state.path(&format!("{ADMIN}.key")).display(),
-            ));
-            Ok(())
+            ))
         }
         Command::Run { check_config: true } => {
             Server::check(&config).await?;
-            say("the configuration and the state can be used");
-            Ok(())
+            tell("the configuration and the state can be used")
         }
         Command::Run { check_config: false } => Box::pin(run(&config)).await,
         Command::Token(TokenCommand::Create { machine, replace }) => {
-            say(&console::create_token(&config, machine, replace, now).await?);
-            Ok(())
+            create_token(&config, machine, replace, now).await
         }
         Command::User(UserCommand::Issue { name, roles, out }) => {
             let prefix = out.unwrap_or_else(|| PathBuf::from(name.as_str()));
             let roles = roles.into_iter().collect();
             let (certificate, key) = console::issue_user(&config, &name, roles, &prefix, now).await?;
-            say(&format!("wrote {} and {}", certificate.display(), key.display()));
-            Ok(())
+            tell(&format!("wrote {} and {}", certificate.display(), key.display()))
         }
         Command::Root(RootCommand::Export { file }) => {
             console::export_root(&config, &file, now).await?;
-            say(&format!(
+            tell(&format!(
                 "wrote {}: keep it where this host's thief can't reach it",
                 file.display()
-            ));
-            Ok(())
+            ))
         }
         Command::Root(RootCommand::Remove) => {
             console::remove_root(&config, now).await?;
-            say("removed the root key from this host");
-            Ok(())
+            tell("removed the root key from this host")
         }
     }
 }
@@ -125,7 +132,37 @@ async fn run(config: &ServerConfig) -> anyhow::Result<()> {
     Ok(server.serve(stopping).await?)
 }
 
-#[expect(clippy::print_stdout, reason = "a command's result")]
-fn say(text: &str) {
-    println!("{text}");
+/// A token whose secret nobody has got is taken back.
+async fn create_token(
+    config: &ServerConfig,
+    machine: Option<MachineName>,
+    replace: bool,
+    now: Timestamp,
+) -> anyhow::Result<()> {
+    let token = console::create_token(config, machine, replace, now).await?;
+    let Err(unwritten) = say(&token.text) else {
+        return Ok(());
+    };
+    let withdrawn = console::withdraw_token(config, &token, SystemClock.now()).await;
+    withdrawn.with_context(|| {
+        format!(
+            "the token can't be written to standard output ({unwritten}) and can't be taken back: it counts \
+             until it expires, though nobody has it"
+        )
+    })?;
+    Err(anyhow!(unwritten).context("the token can't be written to standard output, so it was taken back"))
+}
+
+/// Says what was done; where that can't be said, what was done holds all the same.
+fn tell(done: &str) -> anyhow::Result<()> {
+    say(done).with_context(|| {
+        let done = done.replace('\n', "; ");
+        format!("it was done, but that can't be written to standard output ({done})")
+    })
+}
+
+fn say(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()
 }

@@ -32,7 +32,7 @@ pub enum StateError {
     Missing(PathBuf),
     #[error("another server uses {}", .0.display())]
     InUse(PathBuf),
-    #[error("{} can't be read", path.display())]
+    #[error("{} can't be read: {}", path.display(), next_step(source))]
     Read { path: PathBuf, source: io::Error },
     #[error("{} can't be written", path.display())]
     Write { path: PathBuf, source: io::Error },
@@ -41,14 +41,28 @@ pub enum StateError {
         path.display(), path.display()
     )]
     Exposed { path: PathBuf, mode: u32 },
-    #[error("{} can't be used", path.display())]
+    #[error("{} can't be used: put it back from a copy of the state directory", path.display())]
     Key { path: PathBuf, source: InvalidKey },
-    #[error("{} is not a key list that the root key signed", path.display())]
+    #[error(
+        "{} is not a key list that the key in root.pub signed: put both back from a copy of the state directory",
+        path.display()
+    )]
     KeyList { path: PathBuf, source: EnvelopeRejected },
-    #[error("{} does not list the key in {}", list.display(), key.display())]
+    #[error(
+        "{} does not list the key in {}: put both back from a copy of the state directory",
+        list.display(), key.display()
+    )]
     NotListed { list: PathBuf, key: PathBuf },
-    #[error("{} and ca.key can't be used", path.display())]
+    #[error("{} and ca.key can't be used: put both back from a copy of the state directory", path.display())]
     Authority { path: PathBuf, source: CertificateError },
+}
+
+fn next_step(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => "put it back from a copy of the state directory",
+        io::ErrorKind::PermissionDenied => "run this as the user that the server runs as",
+        _ => "put it back from a copy of the state directory if it is damaged",
+    }
 }
 
 /// A state directory.

@@ -47,6 +47,15 @@ pub async fn create(connection: &mut Connection, token: &Token, now: Timestamp) 
     Ok(())
 }
 
+/// One that was used stays.
+pub async fn withdraw(connection: &mut Connection, secret_sha256: &str) -> Result<(), StoreError> {
+    sql("DELETE FROM tokens WHERE secret_sha256 = $1 AND used_at IS NULL")
+        .bind(secret_sha256)
+        .write(connection)
+        .await?;
+    Ok(())
+}
+
 pub async fn find(connection: &mut Connection, secret_sha256: &str) -> Result<Option<Token>, StoreError> {
     let row = sql(
         "SELECT machine_name, may_replace, expires_at, used_at, machine, keys_sha256 FROM tokens

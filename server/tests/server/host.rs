@@ -59,7 +59,8 @@ pub(crate) async fn secret(world: &World, name: Option<&str>, replace: bool) -> 
     let token = console::create_token(&world.config, name, replace, world.clock.now())
         .await
         .unwrap();
-    let json = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token.strip_prefix("nlt1_").unwrap());
+    let json =
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token.text.strip_prefix("nlt1_").unwrap());
     let json: serde_json::Value = serde_json::from_slice(&json.unwrap()).unwrap();
     json["secret"].as_str().unwrap().to_owned()
 }

@@ -8,6 +8,7 @@
 mod access;
 mod bad_calls;
 mod bounds;
+mod commands;
 mod crowds;
 mod ending;
 mod enrolment;
