@@ -14,7 +14,7 @@ use nightlatch_core::time::Timestamp;
 use nightlatch_proto::convert::agent::HostState;
 
 use crate::audit;
-use crate::issuer::Issuer;
+use crate::issuer::{Issuer, Settled};
 use crate::policies;
 use crate::store::grants::{self, Note, Said};
 use crate::store::machines::{self, Machine, SignedPolicy};
@@ -83,7 +83,7 @@ impl Agents {
             .ceiling
             .as_ref()
             .map_or(HostCeiling::Missing, HostCeiling::Known);
-        let signed = self
+        let settled = self
             .issuer
             .sign_waiting(&mut change, &machine, ceiling, generation, now)
             .await?;
@@ -98,13 +98,13 @@ impl Agents {
         let fits =
             !was_ahead && state.generation > Generation::default() && Digest::of(&held) == state.digest;
         let lacks = state.keys < self.keys.number() || state.policy < rank;
-        let changed = signed || dropped || rank != machine.policy_rank;
+        let changed = settled == Settled::Signed || dropped || rank != machine.policy_rank;
         // What the agent is to take must bear a generation that it doesn't have.
         if changed || ((lacks || !fits) && machine.generation <= state.generation) {
             machines::set_generation(change.connection(), id, generation).await?;
         }
         change.commit().await?;
-        if signed {
+        if settled != Settled::Nothing {
             self.issuer.fleet.tell(id);
         }
         Ok(Some(Arrival {

@@ -3,6 +3,7 @@
 mod bounds;
 mod deciding;
 mod ending;
+mod patience;
 mod waiting;
 
 use std::sync::Arc;
@@ -34,8 +35,9 @@ use crate::store::{Change, Store, StoreError, assignments, grants, machines, req
 
 pub use bounds::Bounds;
 pub use ending::Whose;
-pub(crate) use waiting::deny_waiting;
-pub use waiting::{WAITS_AT_MOST, not_lapsed_after};
+pub use patience::{Patience, waits_until};
+pub use waiting::not_lapsed_after;
+pub(crate) use waiting::{Settled, deny_waiting};
 
 /// Decides on requests and issues what was approved.
 pub struct Issuer {
@@ -44,6 +46,7 @@ pub struct Issuer {
     pub authority: Arc<Authority>,
     pub clock: Arc<dyn Clock>,
     pub bounds: Bounds,
+    pub patience: Patience,
     /// Nobody is kept waiting then.
     pub stopping: CancellationToken,
 }
@@ -78,7 +81,7 @@ impl Standing {
             .iter()
             .any(|outcome| match (&outcome.fate, &outcome.grant) {
                 (Fate::Signed(_), Some(grant)) => grant.state(self.at) == State::Opening,
-                (Fate::Waiting, _) => !self.has_lapsed() && fleet.is_connected(outcome.machine),
+                (Fate::Waiting, _) => self.given_up().is_none() && fleet.is_connected(outcome.machine),
                 _ => false,
             })
     }
@@ -89,14 +92,14 @@ impl Standing {
             .iter()
             .any(|outcome| match (&outcome.fate, &outcome.grant) {
                 (Fate::Signed(_), Some(grant)) => grant.state(self.at) == State::Opening,
-                (Fate::Waiting, _) => !self.has_lapsed(),
+                (Fate::Waiting, _) => self.given_up().is_none(),
                 _ => false,
             })
     }
 
-    /// What waits too long for its machine is no longer signed.
-    pub fn has_lapsed(&self) -> bool {
-        waiting::has_lapsed(&self.request, self.at)
+    /// What becomes of all that waits still and can't succeed any more.
+    pub fn given_up(&self) -> Option<Fate> {
+        waiting::given_up(&self.request, self.at)
     }
 }
 
@@ -131,10 +134,13 @@ impl Issuer {
         match decided {
             Ok(approved) => {
                 requests::create(change.connection(), &request, repeatable.as_ref()).await?;
-                let awaits_hosts = self
+                let signed = self
                     .carry_out(&mut change, caller, &machines, &request, approved, now)
                     .await?;
                 change.commit().await?;
+                if signed < machines.len() {
+                    self.patience.note(&request);
+                }
                 // Listening begins before anyone is told, so that nothing falls between.
                 let news = self
                     .fleet
@@ -145,7 +151,7 @@ impl Issuer {
                 Ok(Accepted {
                     request,
                     news,
-                    awaits_hosts,
+                    awaits_hosts: signed > 0,
                 })
             }
             Err(denied) => {
@@ -187,7 +193,7 @@ impl Issuer {
         }))
     }
 
-    /// Gives whether any grant was signed.
+    /// Gives for how many machines a grant was signed; the others are away.
     async fn carry_out(
         &self,
         change: &mut Change,
@@ -196,8 +202,8 @@ impl Issuer {
         request: &Request,
         approved: Vec<Approval>,
         now: Timestamp,
-    ) -> Result<bool, Refusal> {
-        let mut any_signed = false;
+    ) -> Result<usize, Refusal> {
+        let mut signed_for = 0;
         for ((position, machine), approval) in (0..).zip(machines).zip(approved) {
             let event = audit::by(caller, now, EventKind::AccessRequested, in_words(request));
             let event = described(audit::about(event, machine.id, &machine.name), request);
@@ -209,7 +215,7 @@ impl Issuer {
                     .sign(change, machine, request, approval, generation, now)
                     .await?;
                 let signed = signed.map_err(|error| deny(position, machine, lapsed(error, now)))?;
-                any_signed = true;
+                signed_for += 1;
                 Fate::Signed(signed.grant)
             } else {
                 let message = format!("{} is away: the grant is signed when it connects", machine.name);
@@ -221,7 +227,7 @@ impl Issuer {
             };
             requests::add_outcome(change.connection(), request, position, machine.id, &fate).await?;
         }
-        Ok(any_signed)
+        Ok(signed_for)
     }
 
     /// Signs what was approved and records the grant with its event.

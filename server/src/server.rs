@@ -46,7 +46,7 @@ use crate::id;
 use crate::identity::ca::{CertificateAuthority, CertificateError};
 use crate::identity::peer::valid_until;
 use crate::identity::{Identity, Kind};
-use crate::issuer::Issuer;
+use crate::issuer::{Issuer, Patience};
 use crate::listener::descriptors::within_reach;
 use crate::listener::guests::{Guests, Places};
 use crate::listener::{self, TlsError};
@@ -198,8 +198,11 @@ impl Server {
             authority: self.authority.clone(),
             clock: self.clock.clone(),
             bounds: self.limits.grants,
+            patience: Patience::default(),
             stopping: stopping.clone(),
         });
+        let giving_up = issuer.clone();
+        sessions.spawn(async move { giving_up.give_up_in_time().await });
         let for_people = self.services_for_people(&issuer, agents_port).await?;
         let for_agents = self.services_for_agents(issuer, &sessions);
         let Self {

@@ -70,9 +70,10 @@ impl AccessService for Access {
             waiting_after: waiting_only.then(|| not_lapsed_after(self.issuer.clock.now())),
         };
         let page = self.issuer.standings(&filter, before, size).await?;
+        let is_listed = |standing: &Standing| !waiting_only || standing.given_up().is_none();
         let shown = |standing| shown::access_request(standing, &self.issuer.fleet);
         Ok(Response::new(pb::ListAccessRequestsResponse {
-            access_requests: page.entries.into_iter().map(shown).collect(),
+            access_requests: page.entries.into_iter().filter(is_listed).map(shown).collect(),
             next_page_token: page.next.unwrap_or_default(),
         }))
     }

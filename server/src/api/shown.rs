@@ -8,7 +8,7 @@ use nightlatch_proto::pb;
 
 use crate::audit::to_the_second;
 use crate::fleet::Fleet;
-use crate::issuer::{Standing, WAITS_AT_MOST};
+use crate::issuer::{Standing, waits_until};
 use crate::policies::etag;
 use crate::store::grants::{self, Grant, State};
 use crate::store::machines::{self, Machine};
@@ -138,13 +138,15 @@ fn shown_outcome(outcome: &Outcome, standing: &Standing, fleet: &Fleet) -> pb::O
     } = outcome;
     let now = standing.at;
     let is_connected = fleet.is_connected(*machine);
+    let given_up = standing.given_up();
+    let fate = match fate {
+        // Also before that is recorded.
+        Fate::Waiting => given_up.as_ref().unwrap_or(fate),
+        settled => settled,
+    };
     let (state, reason, message) = match (fate, grant) {
         (Fate::Signed(_), Some(grant)) => signed(grant, machine_name.as_str(), is_connected, now),
         (Fate::Signed(_), None) => (pb::OutcomeState::Ended, String::new(), String::new()),
-        (Fate::Waiting, _) if standing.has_lapsed() => {
-            let message = format!("{machine_name} did not connect within a day: ask again");
-            (pb::OutcomeState::Ended, "LAPSED".to_owned(), message)
-        }
         (Fate::Waiting, _) => (
             pb::OutcomeState::Waiting,
             String::new(),
@@ -202,11 +204,8 @@ fn waiting(standing: &Standing, machine: &str, last_seen_at: Option<Timestamp>) 
         None => "has never been connected".to_owned(),
         Some(at) => format!("is away since {}", to_the_second(at)),
     };
-    let until = standing.request.created_at.checked_add(WAITS_AT_MOST);
-    let by = until
-        .map(|until| format!(", if it does by {}", to_the_second(until)))
-        .unwrap_or_default();
-    format!("approved; {machine} {since}: the grant is signed when it connects{by}")
+    let by = to_the_second(waits_until(&standing.request));
+    format!("approved; {machine} {since}: the grant is signed when it connects, if it does by {by}")
 }
 
 pub(super) fn machine(listed: machines::Listed, fleet: &Fleet) -> pb::Machine {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use nightlatch_core::assignment::Generation;
 use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::ceiling::HostCeiling;
-use nightlatch_core::id::RequestId;
-use nightlatch_core::request::{Denial, DenialReason};
+use nightlatch_core::id::{MachineId, MachineName, RequestId};
+use nightlatch_core::request::{Denial, DenialReason, Span};
 use nightlatch_core::rights::{Caller, Permission};
 use nightlatch_core::time::Timestamp;
 
@@ -22,15 +22,34 @@ use crate::store::users::{self, User};
 use crate::store::{Change, StoreError, held, requests};
 
 /// Whoever asked has long turned to something else then.
-pub const WAITS_AT_MOST: Duration = Duration::from_secs(24 * 3600);
+pub(super) const WAITS_AT_MOST: Duration = Duration::from_secs(24 * 3600);
 
-pub(super) fn has_lapsed(request: &Request, now: Timestamp) -> bool {
-    now.since(request.created_at) >= WAITS_AT_MOST
+/// What becomes of a request that can't succeed any more, whoever connects.
+pub(super) fn given_up(request: &Request, now: Timestamp) -> Option<Fate> {
+    match request.span {
+        Span::Until(end) if end <= now => Some(denied(&Denial {
+            field: "end_time".to_owned(),
+            reason: DenialReason::EndPassed(end),
+        })),
+        Span::Until(_) | Span::For(_) => {
+            (now.since(request.created_at) >= WAITS_AT_MOST).then(has_waited_too_long)
+        }
+    }
 }
 
 /// Whatever was asked for up to this moment no longer waits.
 pub fn not_lapsed_after(now: Timestamp) -> Timestamp {
     now.checked_sub(WAITS_AT_MOST).unwrap_or(now)
+}
+
+/// What became of all that has waited for a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    Nothing,
+    /// None of it was signed.
+    Denied,
+    /// The machine's assignment has changed.
+    Signed,
 }
 
 /// Settles what waits for a machine that another one has replaced.
@@ -49,25 +68,25 @@ pub(crate) async fn deny_waiting(
             reason: reason.to_owned(),
             message: message.clone(),
         };
-        settle(change, machine, &request, &fate, now).await?;
+        settle(change, (machine.id, &machine.name), &request, &fate, now).await?;
     }
     Ok(())
 }
 
-async fn settle(
+pub(super) async fn settle(
     change: &mut Change,
-    machine: &Machine,
+    (machine, name): (MachineId, &MachineName),
     request: &Request,
     fate: &Fate,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    requests::settle(change.connection(), request, machine.id, fate).await?;
+    requests::settle(change.connection(), request, machine, fate).await?;
     let Fate::Denied { reason, message } = fate else {
         return Ok(());
     };
     let actor = audit::SERVER.to_owned();
     let event = Event::new(now, EventKind::AccessDenied, actor, message.clone());
-    let mut event = audit::about(event, machine.id, &machine.name);
+    let mut event = audit::about(event, machine, name);
     event.request = Some(request.id);
     event.reason = Some(reason.clone());
     change.record(&event, Some(&request.subject));
@@ -76,7 +95,6 @@ async fn settle(
 
 impl Issuer {
     /// Signs what waits for a machine that has connected, decided again by the policy now in force.
-    /// Returns whether its assignment has changed.
     ///
     /// # Errors
     /// A store that doesn't answer.
@@ -87,15 +105,15 @@ impl Issuer {
         ceiling: HostCeiling<'_>,
         generation: Generation,
         now: Timestamp,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Settled, StoreError> {
         let waiting = requests::waiting_for(change.connection(), machine.id).await?;
         let Some(first) = waiting.first() else {
-            return Ok(false);
+            return Ok(Settled::Nothing);
         };
         let held = held::of(change.connection(), machine.id, &first.subject).await?;
         let longest = most_bytes(held.all);
         let mut bytes = held.bytes;
-        let mut any = false;
+        let mut settled = Settled::Denied;
         let mut may_ask = BTreeMap::new();
         for request in &waiting {
             if !may_ask.contains_key(&request.subject) {
@@ -115,15 +133,15 @@ impl Issuer {
                 {
                     Ok(signed) => {
                         bytes = bytes.saturating_add(signed.bytes);
-                        any = true;
+                        settled = Settled::Signed;
                         Fate::Signed(signed.grant)
                     }
                     Err(fate) => fate,
                 }
             };
-            settle(change, machine, request, &fate, now).await?;
+            settle(change, (machine.id, &machine.name), request, &fate, now).await?;
         }
-        Ok(any)
+        Ok(settled)
     }
 
     /// Settles what has waited for a machine too long.
@@ -135,7 +153,8 @@ impl Issuer {
     ) -> Result<(), StoreError> {
         let lapsed = requests::waiting_since(change.connection(), machine.id, not_lapsed_after(now)).await?;
         for request in lapsed {
-            settle(change, machine, &request, &has_waited_too_long(), now).await?;
+            let fate = has_waited_too_long();
+            settle(change, (machine.id, &machine.name), &request, &fate, now).await?;
         }
         Ok(())
     }
@@ -149,8 +168,8 @@ impl Issuer {
         generation: Generation,
         now: Timestamp,
     ) -> Result<Result<Signed, Fate>, StoreError> {
-        if has_lapsed(request, now) {
-            return Ok(Err(has_waited_too_long()));
+        if let Some(fate) = given_up(request, now) {
+            return Ok(Err(fate));
         }
         if !may {
             let message = format!(

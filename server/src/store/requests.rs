@@ -237,6 +237,23 @@ pub async fn waiting_for(
     rows.iter().map(request).collect()
 }
 
+/// Those that wait for any machine, oldest first, after one of them.
+pub async fn waiting(
+    connection: &mut Connection,
+    after: Option<RequestId>,
+    most: usize,
+) -> Result<Vec<Request>, StoreError> {
+    let rows = sql(
+        "SELECT id, subject, created_at, wish FROM requests
+         WHERE id > $1 AND id IN (SELECT request FROM outcomes WHERE state = 'waiting') ORDER BY id LIMIT $2",
+    )
+    .bind(after.map(|id| id.to_string()).unwrap_or_default())
+    .bind(i64::try_from(most).unwrap_or(i64::MAX))
+    .rows(connection)
+    .await?;
+    rows.iter().map(request).collect()
+}
+
 /// Those that were asked for up to a moment.
 pub async fn waiting_since(
     connection: &mut Connection,

@@ -170,7 +170,7 @@ async fn what_waits_can_be_withdrawn_and_lapses_after_a_day() {
     world.clock.advance(Duration::from_secs(24 * 3600));
     assert!(alice.waiting().await.is_empty());
     let shown = alice.outcome(&lapsed.name).await;
-    assert_eq!((shown.state(), shown.reason.as_str()), (Ended, "LAPSED"));
+    assert_eq!((shown.state(), shown.reason.as_str()), (Refused, "LAPSED"));
     let mut link = Link::connect(host, &world).await.unwrap();
     link.until(world.clock.now(), |answer| {
         matches!(answer, Answer::AssignmentPart(_)).then_some(())

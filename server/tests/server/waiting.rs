@@ -1,9 +1,13 @@
 use nightlatch_core::rights::Role;
 use nightlatch_proto::pb;
-use pb::OutcomeState::{Ended, Refused};
+use pb::OutcomeState::{Ended, Open, Refused, Waiting};
+
+use nightlatch_server::clock::Clock;
+use std::time::Duration;
+use tokio::time::timeout;
 
 use crate::host::{Host, secret};
-use crate::world::{World, ask, ssh_rule, until};
+use crate::world::{SOON, World, ask, ssh_rule, until};
 
 #[tokio::test]
 async fn what_waits_is_not_signed_for_whoever_may_no_longer_ask() {
@@ -65,4 +69,88 @@ async fn what_waits_for_a_machine_that_is_replaced_is_denied() {
     assert!(alice.waiting().await.is_empty());
     let denied = admin.events_of("access.denied").await;
     assert_eq!(denied[0].reason, "MACHINE_REPLACED");
+}
+
+fn ask_until(world: &World, length: Duration) -> pb::CreateAccessRequestRequest {
+    let mut call = ask(&["web-1"], 0);
+    let end = world.clock.now().checked_add(length).unwrap();
+    let end = nightlatch_proto::convert::time::timestamp(end);
+    call.access_request.as_mut().unwrap().span = Some(pb::access_request::Span::EndTime(end));
+    call
+}
+
+#[tokio::test]
+async fn what_waits_is_refused_at_its_end_with_the_machine_still_away() {
+    let world = World::begin().await;
+    let (mut alice, mut admin) = world.two_people().await;
+    let host = Host::enrol(&world, "web-1").await;
+    admin.set_policy("web-1", vec![ssh_rule()]).await;
+    let later = alice
+        .request(ask_until(&world, Duration::from_secs(3600)))
+        .await
+        .unwrap();
+    let call = ask_until(&world, Duration::from_secs(2));
+    let request = alice.request(call).await.unwrap();
+    assert_eq!(request.outcomes[0].state(), Waiting);
+    let watch = pb::WatchAccessRequestRequest {
+        name: request.name.clone(),
+    };
+    let mut told = alice
+        .access
+        .watch_access_request(watch)
+        .await
+        .unwrap()
+        .into_inner();
+    let mut last = None;
+    while let Some(standing) = timeout(SOON, told.message()).await.unwrap().unwrap() {
+        last = Some(standing.outcomes[0].clone());
+    }
+    let last = last.unwrap();
+    assert_eq!(
+        (last.state(), last.reason.as_str()),
+        (Refused, "END_PASSED"),
+        "{}",
+        last.message
+    );
+    until(async || admin.clone().events_of("access.denied").await.len() == 1).await;
+    let denied = admin.events_of("access.denied").await.remove(0);
+    assert_eq!(
+        (denied.actor.as_str(), denied.reason.as_str()),
+        ("server", "END_PASSED")
+    );
+    assert_eq!(denied.access_request, request.name);
+    assert_eq!(alice.waiting().await, [later.name.as_str()]);
+    let _attending = host.attend(&world).await;
+    until(async || alice.outcome(&later.name).await.state() == Open).await;
+    assert_eq!(alice.outcome(&request.name).await.state(), Refused);
+    assert_eq!(admin.events_of("access.denied").await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_has_waited_too_long_is_given_up_by_a_server_that_was_started_later() {
+    let mut world = World::begin().await;
+    let (mut alice, mut admin) = world.two_people().await;
+    let _host = Host::enrol(&world, "web-1").await;
+    admin.set_policy("web-1", vec![ssh_rule()]).await;
+    let ending = alice
+        .request(ask_until(&world, Duration::from_secs(3600)))
+        .await
+        .unwrap();
+    let lapsing = alice.request(ask(&["web-1"], 0)).await.unwrap();
+    world.stop().await;
+    world.clock.advance(Duration::from_secs(24 * 3600));
+    world.start().await;
+    let mut admin = world.client(&world.admin()).await;
+    until(async || admin.clone().events_of("access.denied").await.len() == 2).await;
+    for (request, reason) in [(ending, "END_PASSED"), (lapsing, "LAPSED")] {
+        let outcome = admin.outcome(&request.name).await;
+        assert_eq!((outcome.state(), outcome.reason.as_str()), (Refused, reason));
+    }
+    let reasons: Vec<_> = admin
+        .events_of("access.denied")
+        .await
+        .into_iter()
+        .map(|event| event.reason)
+        .collect();
+    assert!(reasons.contains(&"END_PASSED".to_owned()) && reasons.contains(&"LAPSED".to_owned()));
 }
