@@ -13,7 +13,7 @@ use crate::keys::VerifiedKeys;
 use crate::port::PortSpan;
 use crate::prefix::Prefix;
 use crate::request::Approval;
-use crate::signing::{self, EnvelopeRejected, SigningKey};
+use crate::signing::{self, EnvelopeRejected, Seal, SigningKey};
 use crate::time::Timestamp;
 
 /// The payload type in a grant's DSSE envelope.
@@ -197,8 +197,8 @@ impl SignedGrant {
         if grant.machine != machine {
             return Err(GrantRejected::OtherMachine(grant.machine));
         }
-        let envelope = self.clone();
-        Ok(AuthenticGrant(VerifiedGrant { grant, envelope }))
+        let signed = Signed::Whole(self.clone());
+        Ok(AuthenticGrant(VerifiedGrant { grant, signed }))
     }
 }
 
@@ -251,7 +251,14 @@ impl AuthenticGrant {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedGrant {
     grant: Grant,
-    envelope: SignedGrant,
+    signed: Signed,
+}
+
+/// The signed bytes, or what makes them again with the grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Signed {
+    Whole(SignedGrant),
+    Seal(Seal),
 }
 
 impl VerifiedGrant {
@@ -259,8 +266,28 @@ impl VerifiedGrant {
         &self.grant
     }
 
-    pub const fn envelope(&self) -> &SignedGrant {
-        &self.envelope
+    /// The bytes that were signed.
+    pub fn envelope(&self) -> SignedGrant {
+        match &self.signed {
+            Signed::Whole(envelope) => envelope.clone(),
+            Signed::Seal(seal) => SignedGrant::from_bytes(seal.envelope(PAYLOAD_TYPE, &self.payload())),
+        }
+    }
+
+    fn payload(&self) -> Vec<u8> {
+        // Serialising strings, numbers and lists can't fail.
+        serde_json::to_vec(&self.grant).unwrap_or_default()
+    }
+
+    /// Keeps of the signed bytes only what can't be made again: a host may hold thousands.
+    pub(crate) fn condense(&mut self) {
+        self.grant.sources.shrink_to_fit();
+        self.grant.ports.shrink_to_fit();
+        if let Signed::Whole(envelope) = &self.signed
+            && let Some(seal) = Seal::of(envelope.as_bytes(), PAYLOAD_TYPE, &self.payload())
+        {
+            self.signed = Signed::Seal(seal);
+        }
     }
 }
 

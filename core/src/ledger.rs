@@ -368,7 +368,8 @@ impl Ledger {
             let ids = accepted.iter().map(|(id, _)| *id).collect();
             self.unrecorded.insert(record.number, ids);
         }
-        for (id, accepted) in accepted {
+        for (id, mut accepted) in accepted {
+            accepted.grant.condense();
             self.entries.insert(id, Entry::Accepted(accepted));
         }
         let ends: BTreeMap<_, _> = record.refused_ends.into_iter().collect();

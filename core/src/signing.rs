@@ -95,17 +95,61 @@ impl SigningKey {
     /// Signs `payload` under `payload_type` and gives the envelope's bytes.
     pub fn seal(&self, payload_type: &str, payload: &[u8]) -> Vec<u8> {
         let signature = self.key.sign(&pre_authentication_encoding(payload_type, payload));
-        let envelope = RawEnvelope {
-            payload_type: payload_type.to_owned(),
-            payload: BASE64.encode(payload),
-            signatures: alloc::vec![RawSignature {
-                keyid: self.id.clone(),
-                sig: BASE64.encode(signature.to_bytes()),
-            }],
-        };
-        // Strings only: serialising them can't fail.
-        serde_json::to_vec(&envelope).unwrap_or_default()
+        envelope(payload_type, payload, self.id.clone(), &signature.to_bytes())
     }
+}
+
+fn envelope(payload_type: &str, payload: &[u8], keyid: KeyId, signature: &[u8; 64]) -> Vec<u8> {
+    let envelope = RawEnvelope {
+        payload_type: payload_type.to_owned(),
+        payload: BASE64.encode(payload),
+        signatures: alloc::vec![RawSignature {
+            keyid,
+            sig: BASE64.encode(signature),
+        }],
+    };
+    // Strings only: serialising them can't fail.
+    serde_json::to_vec(&envelope).unwrap_or_default()
+}
+
+/// What an envelope has besides its payload, for those who can make that again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seal {
+    /// The SHA-256 that a key's id is.
+    key: [u8; 32],
+    signature: [u8; 64],
+}
+
+impl Seal {
+    /// `None` if just these bytes would not be made of it and the payload again.
+    pub(crate) fn of(sealed: &[u8], payload_type: &str, payload: &[u8]) -> Option<Self> {
+        let raw: RawEnvelope = serde_json::from_slice(sealed).ok()?;
+        let [RawSignature { keyid, sig }] = raw.signatures.as_slice() else {
+            return None;
+        };
+        let seal = Self {
+            key: unhex(&keyid.0)?,
+            signature: decode_base64(sig)?.try_into().ok()?,
+        };
+        (seal.envelope(payload_type, payload) == sealed).then_some(seal)
+    }
+
+    pub(crate) fn envelope(&self, payload_type: &str, payload: &[u8]) -> Vec<u8> {
+        envelope(payload_type, payload, KeyId(hex(&self.key)), &self.signature)
+    }
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let nibbles: Option<Vec<u8>> = text
+        .chars()
+        .map(|digit| digit.to_digit(16).and_then(|nibble| u8::try_from(nibble).ok()))
+        .collect();
+    let nibbles = nibbles?;
+    let (pairs, []) = nibbles.as_chunks() else {
+        return None;
+    };
+    let bytes: Vec<u8> = pairs.iter().map(|[high, low]| (high << 4) | low).collect();
+    bytes.try_into().ok()
 }
 
 /// A public Ed25519 key.
@@ -356,6 +400,23 @@ mod tests {
     fn what_was_sealed_opens() {
         let envelope = key().seal(TYPE, b"{}");
         assert_eq!(open_with(&key().public(), &envelope), Ok(b"{}".to_vec()));
+    }
+
+    #[test]
+    fn an_envelope_is_made_again_of_its_payload_or_kept_whole() {
+        let sealed = key().seal(TYPE, b"{}");
+        let seal = Seal::of(&sealed, TYPE, b"{}").unwrap();
+        assert_eq!(seal.envelope(TYPE, b"{}"), sealed);
+        let text = String::from_utf8(sealed).unwrap();
+        for other in [
+            alloc::format!("{text} "),
+            text.replace("\"payload\"", " \"payload\""),
+            text.replace("\"keyid\":\"", "\"keyid\":\"0"),
+            String::new(),
+        ] {
+            assert_eq!(Seal::of(other.as_bytes(), TYPE, b"{}"), None, "{other}");
+        }
+        assert_eq!(Seal::of(text.as_bytes(), TYPE, b"{ }"), None);
     }
 
     #[test]

@@ -431,7 +431,8 @@ impl Ledger {
             };
             let not_after = authentic.grant().not_after;
             match authentic.verify_timeless(ceiling) {
-                Ok(grant) => {
+                Ok(mut grant) => {
+                    grant.condense();
                     let accepted = Accepted {
                         grant,
                         is_recorded: true,
@@ -478,7 +479,7 @@ impl Accepted {
     pub(super) fn kept(&self, id: GrantId) -> Kept {
         Kept {
             id,
-            envelope: self.grant.envelope().clone(),
+            envelope: self.grant.envelope(),
             start: self.start,
             end: self.end,
         }
