@@ -11,6 +11,8 @@ use sha2::{Digest, Sha256};
 
 /// The longest payload, in bytes.
 pub const LONGEST_PAYLOAD: usize = 64 * 1024 * 1024;
+/// What is longer is put into JSON in pieces.
+const LONG: usize = 16 * 1024;
 const LENGTH_BYTES: usize = 4;
 const CHECKSUM_BYTES: usize = 8;
 const PREAMBLE: usize = LENGTH_BYTES + CHECKSUM_BYTES;
@@ -63,17 +65,21 @@ impl NoFrame {
     }
 }
 
-/// Adds one frame. An item is put into JSON twice, so that a long one never lies in memory whole. Gives the
-/// frame's length.
+/// Adds one frame. A long item is put into JSON twice, so that it never lies in memory whole. Gives the frame's
+/// length.
 ///
 /// # Errors
 /// If it doesn't fit into a frame, nothing was written; else a part of it may be.
 pub fn write_json(out: &mut impl Write, item: &impl Serialize) -> Result<u64, NoFrame> {
     let mut measured = Measured::default();
     serde_json::to_writer(&mut measured, item).map_err(NoFrame::of)?;
-    let Measured { length, hash } = measured;
+    let Measured { length, hash, start } = measured;
     out.write_all(&preamble(length, hash.finalize().into())?)?;
-    serde_json::to_writer(out, item).map_err(NoFrame::of)?;
+    if start.len() == length {
+        out.write_all(&start)?;
+    } else {
+        serde_json::to_writer(out, item).map_err(NoFrame::of)?;
+    }
     let length = length.saturating_add(PREAMBLE);
     Ok(u64::try_from(length).unwrap_or(u64::MAX))
 }
@@ -82,12 +88,17 @@ pub fn write_json(out: &mut impl Write, item: &impl Serialize) -> Result<u64, No
 struct Measured {
     length: usize,
     hash: Sha256,
+    /// All of it if it isn't long.
+    start: Vec<u8>,
 }
 
 impl Write for Measured {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.length = self.length.saturating_add(bytes.len());
         self.hash.update(bytes);
+        if self.length <= LONG {
+            self.start.extend_from_slice(bytes);
+        }
         Ok(bytes.len())
     }
 
