@@ -41,9 +41,10 @@ pub(crate) mod fake;
 /// Assignments that wait for the first word about the time. A server sends few before it.
 const MOST_WAITING: usize = 16;
 const MOST_REPORTS: usize = 64;
-const BATCH: usize = 64;
+/// Receipts of one message, in bytes; a server takes 256 KiB and 1,000 of them.
+const BATCH: usize = 192 * 1024;
 /// Batches of receipts on the way.
-const WINDOW: usize = 4;
+const WINDOW: usize = 8;
 const MARK_INTERVAL: Duration = Duration::from_secs(60);
 /// How long after a failure the firewall is tried again.
 const GATE_PAUSE: Duration = Duration::from_millis(500);

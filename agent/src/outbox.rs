@@ -21,6 +21,10 @@ use crate::writer::Sink;
 const HEADER: &[u8] = b"nightlatch-receipts 1\n";
 /// The most receipts that wait for the server.
 pub const MOST_WAITING: usize = 20_000;
+/// The most receipts that are sent together.
+const MOST_OF_A_BATCH: usize = 1_000;
+/// What a receipt takes in a message besides its bytes.
+const FRAMING: usize = 8;
 /// What the numbers skip when the file was damaged, so that none comes twice.
 const SKIPPED_AFTER_DAMAGE: u64 = 1_000_000;
 
@@ -225,16 +229,21 @@ impl Outbox {
         std::iter::once(done).chain(waiting).collect()
     }
 
-    /// At most `most` receipts behind `after` that may be sent, with the number of the last.
+    /// Receipts behind `after` that may be sent, with the number of the last: at least one, and no more than `most`
+    /// bytes have room for.
     pub fn sendable(&self, after: u64, most: usize) -> Option<(u64, Vec<Vec<u8>>)> {
         let first = self.waiting.partition_point(|waiting| waiting.sequence <= after);
         let ready = self
             .waiting
             .range(first..)
             .take_while(|waiting| waiting.sequence <= self.ready)
-            .take(most);
-        let (mut last, mut envelopes) = (None, Vec::new());
+            .take(MOST_OF_A_BATCH);
+        let (mut last, mut envelopes, mut length) = (None, Vec::new(), 0_usize);
         for Waiting { sequence, envelope } in ready {
+            length = length.saturating_add(envelope.len()).saturating_add(FRAMING);
+            if length > most && last.is_some() {
+                break;
+            }
             last = Some(*sequence);
             envelopes.push(envelope.to_vec());
         }

@@ -148,13 +148,26 @@ fn a_refused_grant_has_one_receipt_with_its_reason_and_blocks_no_other() {
 #[test]
 fn receipts_wait_for_the_server_and_are_sent_again_on_a_new_stream() {
     let mut world = World::connected();
-    let many: Vec<IssuedGrant> = (1..=300).map(|id| grant(id, ALICE, 60)).collect();
+    let many: Vec<IssuedGrant> = (1..=2_500).map(|id| grant(id, ALICE, 60)).collect();
     world.assign(&many);
-    assert_eq!(world.answers().0.len(), BATCH * WINDOW);
-    world.hear(FromServer::ReceiptsStored(64));
-    assert_eq!(world.answers().0.len(), 300 - BATCH * WINDOW);
+    let batches = world.said();
+    let sizes = batches.iter().filter_map(|word| match word {
+        ToServer::Receipts(envelopes) => {
+            Some((envelopes.len(), envelopes.iter().map(Vec::len).sum::<usize>()))
+        }
+        _ => None,
+    });
+    let sizes: Vec<(usize, usize)> = sizes.collect();
+    assert!(
+        sizes.len() == WINDOW && sizes.iter().all(|(_, bytes)| *bytes <= BATCH),
+        "{sizes:?}"
+    );
+    let sent: usize = sizes.iter().map(|(count, _)| count).sum();
+    assert!((1_000..2_500).contains(&sent), "{sizes:?}");
+    world.hear(FromServer::ReceiptsStored(u64::try_from(sent).unwrap()));
+    assert_eq!(world.answers().0.len(), 2_500 - sent);
     world.connect();
-    world.hear(FromServer::ReceiptsStored(300));
+    world.hear(FromServer::ReceiptsStored(2_500));
     world.connect();
     world.answers();
     assert_eq!(world.enforcer.outbox.waiting(), 0);
