@@ -4,6 +4,7 @@ mod arguments;
 mod bounded_file;
 mod client;
 mod connecting;
+mod consequences;
 mod echo;
 mod ending;
 mod events;

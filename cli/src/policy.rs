@@ -3,15 +3,17 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use nightlatch_core::policy::{Policy, PortRule};
 use serde::Serialize;
 
 use crate::client::Client;
+use crate::consequences::{self, Before, Consequences};
 use crate::failure::{Exit, Failure};
 use crate::naming::MachineRef;
-use crate::output::{self, Field, Output};
+use crate::output::{self, Field, Output, printable};
 use crate::policy_file::{self, InvalidPolicyFile};
-use crate::record::{MachineState, PolicyRecord};
+use crate::record::{MachineRecord, MachineState, PolicyRecord};
 use crate::settings::Connection;
 
 /// Show what may be asked for on a machine.
@@ -43,7 +45,7 @@ A file says the same:
 Without `from` any source may be asked for, without `max` three hours.
 
 Exit codes: 0 set, 1 refused or failed, 2 usage, 3 set, but the machine is away: its ports are shut when it
-connects.";
+connects, 4 set, but the result could not be written.";
 
 /// Set what may be asked for on a machine. The ports of the policy are shut there.
 #[derive(Clone, Debug, Args)]
@@ -65,26 +67,35 @@ pub(crate) struct Wanted {
     #[arg(long, short, value_name = "FILE", conflicts_with = "rules")]
     file: Option<PathBuf>,
     /// Set it only if the policy is still the one with this etag.
-    #[arg(long, value_name = "ETAG")]
+    #[arg(long, value_name = "ETAG", value_parser = NonEmptyStringValueParser::new())]
     etag: Option<String>,
 }
 
 /// Delete a machine's policy: its ports are no longer guarded, unless the host's own file lists them, and
 /// its grants end.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "Example:\n  nightlatch policy delete web-1")]
+#[command(
+    after_help = "Example:\n  nightlatch policy delete web-1\n\nExit codes: 0 deleted, 1 refused or failed, 2 usage, 3 deleted, but the machine is away: all stays there until it\nconnects, 4 deleted, but the result could not be written."
+)]
 pub(crate) struct Doomed {
     /// Name or id.
     #[arg(value_name = "MACHINE")]
     machine: MachineRef,
     /// Delete it only if it is still the one with this etag.
-    #[arg(long, value_name = "ETAG")]
+    #[arg(long, value_name = "ETAG", value_parser = NonEmptyStringValueParser::new())]
     etag: Option<String>,
 }
 
 #[derive(Serialize)]
 struct One {
     policy: PolicyRecord,
+}
+
+#[derive(Serialize)]
+struct Changed<'a> {
+    policy: PolicyRecord,
+    #[serde(flatten)]
+    consequences: Option<&'a Consequences>,
 }
 
 pub(crate) async fn show(shown: Shown, connection: &Connection, output: &Output) -> Result<Exit, Failure> {
@@ -110,32 +121,60 @@ pub(crate) async fn set(wanted: Wanted, connection: &Connection, output: &Output
         None => Policy::new(rules).map_err(InvalidPolicyFile::Options)?,
     };
     let client = Client::connect(connection).await?;
-    let policy = client
+    let before = Before::read(&client, &machine).await;
+    let set = client
         .set_policy(&machine, &policy, etag.unwrap_or_default())
         .await?;
-    write(policy, output)?;
-    let at = match client.machine(&machine).await {
-        Ok(at) => at,
+    let after = async {
+        let before = before?;
+        let at = client.machine(&machine).await?;
+        let live = consequences::live(&client, &machine).await?;
+        Ok::<_, Failure>((Consequences::of(&before, Some(&policy), &at, &live), at))
+    };
+    let after = after.await;
+    let consequences = after.as_ref().ok().map(|(consequences, _)| consequences);
+    write_set(set, consequences, output).map_err(|failure| {
+        failure.or_untold(|| Some(format!("the policy of {machine} is set all the same")))
+    })?;
+    let (consequences, at) = match after {
+        Ok(after) => after,
         Err(failure) => {
             output::warn(format_args!(
-                "the policy is set, but whether {machine} is connected can't be found out: {failure}"
+                "the policy is set, but whether {machine} is connected and what is open there can't be found out: {failure}"
             ));
             return Ok(Exit::Done);
         }
     };
+    consequences.tell(&at);
     if at.state == MachineState::Connected {
         return Ok(Exit::Done);
     }
     output::hint(format_args!(
         "{} is away: its ports are shut when it connects",
-        output::printable(&at.machine)
+        at.machine
     ));
     Ok(Exit::NotYet)
 }
 
+fn write_set(
+    policy: PolicyRecord,
+    consequences: Option<&Consequences>,
+    output: &Output,
+) -> Result<(), Failure> {
+    if output.is_json() {
+        output.json(&Changed { policy, consequences })
+    } else {
+        write(policy, output)
+    }
+}
+
 #[derive(Serialize)]
-struct Deleted {
+struct Deleted<'a> {
     deleted: String,
+    /// Ports that nothing guards any more.
+    unguarded: Option<&'a Vec<String>>,
+    /// The grants that end.
+    ended: Option<&'a Vec<String>>,
 }
 
 pub(crate) async fn delete(
@@ -145,16 +184,60 @@ pub(crate) async fn delete(
 ) -> Result<Exit, Failure> {
     let Doomed { machine, etag } = doomed;
     let client = Client::connect(connection).await?;
+    let before = Before::read(&client, &machine).await;
+    let live = consequences::live(&client, &machine).await;
     client.delete_policy(&machine, etag.unwrap_or_default()).await?;
-    if output.is_json() {
-        output.json(&Deleted {
-            deleted: machine.policy(),
-        })?;
-    } else {
-        output.line(&format!("{machine}: the policy is deleted, its grants end"))?;
-        output::hint("ports that the host's own agent.toml lists stay guarded");
+    let after = async {
+        let (before, live) = (before?, live?);
+        let at = client.machine(&machine).await?;
+        let ended: Vec<String> = live.into_iter().map(|grant| grant.id).collect();
+        Ok::<_, Failure>((Consequences::of(&before, None, &at, &[]), ended, at))
+    };
+    let after = after.await;
+    write_deleted(&machine, after.as_ref().ok(), output).map_err(|failure| {
+        failure.or_untold(|| Some(format!("the policy of {machine} is deleted all the same")))
+    })?;
+    let (consequences, _, at) = match after {
+        Ok(after) => after,
+        Err(failure) => {
+            output::warn(format_args!(
+                "the policy is deleted, but what is open on {machine} now can't be found out: {failure}"
+            ));
+            return Ok(Exit::Done);
+        }
+    };
+    consequences.tell(&at);
+    if at.state == MachineState::Connected {
+        return Ok(Exit::Done);
     }
-    Ok(Exit::Done)
+    output::hint(format_args!(
+        "{} is away: its ports stay shut and its grants run on until it connects",
+        at.machine
+    ));
+    Ok(Exit::NotYet)
+}
+
+fn write_deleted(
+    machine: &MachineRef,
+    after: Option<&(Consequences, Vec<String>, MachineRecord)>,
+    output: &Output,
+) -> Result<(), Failure> {
+    let ended = after.map(|(_, ended, _)| ended);
+    if output.is_json() {
+        return output.json(&Deleted {
+            deleted: machine.policy(),
+            unguarded: after.map(|(consequences, ..)| &consequences.unguarded),
+            ended,
+        });
+    }
+    let grants = match ended {
+        Some(ended) if ended.is_empty() => "there were no live grants".to_string(),
+        Some(ended) => format!("these grants end: {}", consequences::some_of(ended)),
+        None => "its grants end".to_string(),
+    };
+    output.line(&printable(&format!("{machine}: the policy is deleted, {grants}")))?;
+    output::hint("ports that the host's own agent.toml lists stay guarded");
+    Ok(())
 }
 
 fn write(policy: PolicyRecord, output: &Output) -> Result<(), Failure> {
@@ -167,8 +250,8 @@ fn write(policy: PolicyRecord, output: &Output) -> Result<(), Failure> {
         .map(|rule| -> Vec<Field> { vec![rule.port.into(), rule.from.join(", ").into(), rule.max.into()] });
     output.line(&format!(
         "{} (etag {})",
-        output::printable(&policy.machine),
-        output::printable(&policy.etag)
+        printable(&policy.machine),
+        printable(&policy.etag)
     ))?;
     output.table(&["PORT", "FROM", "MAX"], rows.collect())
 }

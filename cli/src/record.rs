@@ -281,6 +281,28 @@ impl OutcomeRecord {
 }
 
 #[cfg(test)]
+impl MachineRecord {
+    /// Connected, and never heard of.
+    pub(crate) fn example(machine: &str) -> Self {
+        Self {
+            name: String::new(),
+            id: String::new(),
+            machine: machine.to_string(),
+            state: MachineState::Connected,
+            configured: false,
+            open_grants: 0,
+            address: String::new(),
+            host_guarded: Vec::new(),
+            ceiling: None,
+            agent_version: String::new(),
+            kernel_version: String::new(),
+            create_time: None,
+            last_seen_time: None,
+        }
+    }
+}
+
+#[cfg(test)]
 impl GrantRecord {
     pub(crate) fn example(id: &str, state: GrantState) -> Self {
         Self {

@@ -103,7 +103,7 @@ const ODD_REQUESTS: [Line; 19] = [
     ),
 ];
 
-const ODD_COMMANDS: [Line; 56] = [
+const ODD_COMMANDS: [Line; 58] = [
     ("fly", USAGE, &["fly"]),
     ("done @nobody", FAILED, &[NOBODY]),
     ("done xyz", USAGE, &["xyz"]),
@@ -161,6 +161,8 @@ const ODD_COMMANDS: [Line; 56] = [
     ("policy set web-1 -f @no-rules", FAILED, &["`rules`"]),
     ("policy set web-1 -f @not-toml", FAILED, &["not.toml"]),
     ("policy delete web-9", FAILED, &["web-9"]),
+    ("policy delete web-1 --etag=", USAGE, &["--etag"]),
+    ("policy set web-1 --port 22/tcp --etag=", USAGE, &["--etag"]),
     ("policy delete web-1 --etag x", FAILED, &["--etag", "ETAG_STALE"]),
     ("events --limit 0", USAGE, &["1..=1000"]),
     ("events --limit 1001", USAGE, &["1..=1000"]),

@@ -14,6 +14,11 @@ impl Refusal {
         self.0.code == Code::NotFound
     }
 
+    /// The machine is there, and has no policy.
+    pub(crate) fn is_without_policy(&self) -> bool {
+        self.0.reason == "NO_POLICY"
+    }
+
     /// The answer to an earlier try of this call was lost, and the server sees us at another address now.
     pub(crate) fn is_from_elsewhere(&self) -> bool {
         self.0.reason == ASKED_FROM_ELSEWHERE

@@ -207,6 +207,11 @@ fn grant(number: u32) -> pb::Grant {
         id,
         machine_display_name: if number == 1 { "open-1" } else { "away-1" }.to_string(),
         state: pb::GrantState::Open.into(),
+        ports: vec![pb::PortSpan {
+            protocol: pb::Protocol::Tcp.into(),
+            range: Some(pb::PortRange { first: 22, last: 22 }),
+        }],
+        sources: vec!["192.0.2.7/32".to_string()],
         envelope: ENVELOPE.into(),
         ..pb::Grant::default()
     }
@@ -400,6 +405,13 @@ impl MachineService for Answers {
         Ok(Response::new(pb::Machine {
             connected: !machine.starts_with("away"),
             display_name: machine,
+            ceiling: Some(pb::Ceiling {
+                ports: vec![pb::PortPattern {
+                    range: Some(pb::PortRange { first: 22, last: 22 }),
+                    protocol: None,
+                }],
+                ..pb::Ceiling::default()
+            }),
             ..pb::Machine::default()
         }))
     }
@@ -411,8 +423,25 @@ impl MachineService for Answers {
         Ok(Response::new(pb::ListMachinesResponse::default()))
     }
 
-    async fn get_policy(&self, _: Request<pb::GetPolicyRequest>) -> Result<Response<pb::Policy>, Status> {
-        Err(Status::unimplemented(""))
+    async fn get_policy(
+        &self,
+        request: Request<pb::GetPolicyRequest>,
+    ) -> Result<Response<pb::Policy>, Status> {
+        let name = request.into_inner().name;
+        if !name.contains("was-1") {
+            return Err(Problem::new(Code::FailedPrecondition, "NO_POLICY", "it has no policy").into());
+        }
+        let rule = pb::PortRule {
+            range: Some(pb::PortRange { first: 22, last: 22 }),
+            protocol: pb::Protocol::Tcp.into(),
+            allowed_sources: vec!["*".to_string()],
+            max_duration: None,
+        };
+        Ok(Response::new(pb::Policy {
+            name,
+            rules: vec![rule],
+            ..pb::Policy::default()
+        }))
     }
 
     async fn update_policy(

@@ -189,9 +189,45 @@ fn a_policy_that_was_set_is_told_so_even_if_nothing_more_can_be_found_out() {
     assert_ends(
         &output,
         0,
-        &["warning: the policy is set, but whether lost-1 is connected can't be found out"],
+        &[
+            "warning: the policy is set, but whether lost-1 is connected and what is open there can't be found out",
+        ],
     );
     assert!(text(&output.stdout).contains("22/tcp"));
+}
+
+#[test]
+fn a_change_of_policy_says_what_becomes_open_what_stays_shut_and_what_runs_on() {
+    let fake = Fake::start();
+    let says = [
+        "on was-1 now nothing guards 22/tcp",
+        "9200/tcp is shut on was-1, and nobody can be let in",
+        "runs on to its end: 00000000-0000-7000-8000-000000000001",
+    ];
+    let words = ["policy", "set", "was-1", "--port", "9200/tcp"];
+    assert_ends(&fake.run(&words), 0, &says);
+    let output = fake.run(&[&words[..], &["--output", "json"]].concat());
+    assert_ends(&output, 0, &[]);
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(
+        told["unguarded"][0] == "22/tcp" && told["beyond_ceiling"][0] == "9200/tcp",
+        "{told}"
+    );
+    assert_eq!(told["running_on"].as_array().map(Vec::len), Some(2), "{told}");
+    let output = fake.run(&["policy", "set", "was-1", "--port", "22/tcp"]);
+    assert_ends(&output, 0, &[]);
+    assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
+
+    let output = fake.run(&["policy", "delete", "was-1"]);
+    assert_ends(&output, 0, &says[..1]);
+    assert!(text(&output.stdout).contains("these grants end: 00000000-0000-7000-8000-000000000001"));
+    let output = fake.run(&["policy", "delete", "away-1"]);
+    assert_ends(&output, 3, &["away-1 is away: its ports stay shut"]);
+    for verb in ["set", "delete"] {
+        let words = ["policy", verb, "was-1", "--etag=", "--port", "22/tcp"];
+        let words = if verb == "set" { &words[..] } else { &words[..4] };
+        assert_ends(&fake.run(words), 2, &["--etag"]);
+    }
 }
 
 #[test]
