@@ -11,11 +11,12 @@ use nightlatch_core::time::Timestamp;
 
 use crate::audit;
 use crate::config::ServerConfig;
-use crate::identity::ca::CertificateError;
+use crate::identity::ca::{CertificateAuthority, CertificateError};
 use crate::identity::token::{self, Token};
 use crate::identity::{Identity, Kind, fingerprint};
 use crate::server::host_port;
 use crate::state::{DATABASE, ROOT_EXPORTED, ROOT_KEY, State, StateError, write_new};
+use crate::store::installation::Installation;
 use crate::store::users::User;
 use crate::store::{Store, StoreError, installation, tokens, users};
 
@@ -55,10 +56,11 @@ pub async fn create_token(
     may_replace: bool,
     now: Timestamp,
 ) -> Result<NewToken, ConsoleError> {
-    let state = opened(config)?;
-    let ca = state.authority()?;
-    let store = Store::open(&state.path(DATABASE), false).await?;
-    let installation = installation::read(&mut *store.read().await?).await?;
+    let Console {
+        ca,
+        store,
+        installation,
+    } = Console::open(config).await?;
     let host = installation
         .host_names
         .first()
@@ -122,10 +124,11 @@ pub async fn issue_user(
     prefix: &Path,
     now: Timestamp,
 ) -> Result<(PathBuf, PathBuf), ConsoleError> {
-    let state = opened(config)?;
-    let ca = state.authority()?;
-    let store = Store::open(&state.path(DATABASE), false).await?;
-    let installation = installation::read(&mut *store.read().await?).await?;
+    let Console {
+        ca,
+        store,
+        installation,
+    } = Console::open(config).await?;
     let identity = Identity {
         installation: installation.id,
         kind: Kind::Person,
@@ -219,6 +222,28 @@ fn root_key(state: &State) -> Result<String, ConsoleError> {
         Ok(state.read_secret(ROOT_KEY)?)
     } else {
         Err(ConsoleError::RootRemoved)
+    }
+}
+
+/// A state directory whose certificate authority is its database's.
+struct Console {
+    ca: CertificateAuthority,
+    store: Store,
+    installation: Installation,
+}
+
+impl Console {
+    async fn open(config: &ServerConfig) -> Result<Self, ConsoleError> {
+        let state = opened(config)?;
+        let ca = state.authority()?;
+        let store = Store::open(&state.path(DATABASE), false).await?;
+        let installation = installation::read(&mut *store.read().await?).await?;
+        state.check_authority(&ca, installation.id)?;
+        Ok(Self {
+            ca,
+            store,
+            installation,
+        })
     }
 }
 

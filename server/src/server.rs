@@ -132,6 +132,7 @@ impl Server {
         let root = state.root_public_key()?;
         let store = Store::open(&state.path(DATABASE), false).await?;
         let installation = installation::read(&mut *store.read().await?).await?;
+        state.check_together(&ca, &keys, installation.id)?;
         let server = Identity {
             installation: installation.id,
             kind: Kind::Server,
@@ -166,11 +167,12 @@ impl Server {
     pub async fn check(config: &ServerConfig) -> Result<(), ServerError> {
         let state = State::at(config.state.clone());
         state.check()?;
-        state.authority()?;
-        state.signing()?;
+        let ca = state.authority()?;
+        let (_, keys) = state.signing()?;
         state.read(SERVER_CERTIFICATE)?;
         state.read_secret(SERVER_KEY)?;
-        Ok(Store::check(&state.path(DATABASE)).await?)
+        let installation = Store::check(&state.path(DATABASE)).await?;
+        Ok(state.check_together(&ca, &keys, installation.id)?)
     }
 
     /// Where people and programs connect.

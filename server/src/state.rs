@@ -1,16 +1,21 @@
 //! The state directory: keys, certificates, the database.
 
+mod belonging;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nightlatch_core::keys::VerifiedKeys;
 use nightlatch_core::signing::{EnvelopeRejected, InvalidKey, PublicKey, SigningKey};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Uid;
 
 use crate::identity::ca::{CertificateAuthority, CertificateError};
+
+pub use belonging::Stranger;
 
 pub const CA_CERTIFICATE: &str = "ca.pem";
 pub const CA_KEY: &str = "ca.key";
@@ -36,6 +41,19 @@ pub enum StateError {
     Read { path: PathBuf, source: io::Error },
     #[error("{} can't be written", path.display())]
     Write { path: PathBuf, source: io::Error },
+    #[error(
+        "others may use {}: it has mode {mode:03o}, a state directory must have 700 (`chmod 700 {}`)",
+        path.display(), path.display()
+    )]
+    Open { path: PathBuf, mode: u32 },
+    #[error(
+        "{} belongs to the user {owner}, and this runs as {user}: run it as the directory's owner, or give the \
+         directory to this user (`chown -R {user} {}`)",
+        path.display(), path.display()
+    )]
+    Owner { path: PathBuf, owner: u32, user: u32 },
+    #[error(transparent)]
+    Stranger(#[from] Stranger),
     #[error(
         "others may read {}: it has mode {mode:03o}, keys must have 600 (`chmod 600 {}`)",
         path.display(), path.display()
@@ -85,8 +103,28 @@ impl State {
     }
 
     /// # Errors
-    /// A directory that `init` has not made.
+    /// A directory that `init` has not made, or that others may use.
     pub fn check(&self) -> Result<(), StateError> {
+        self.check_made()?;
+        let path = self.directory.clone();
+        let metadata = match fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(source) => return Err(StateError::Read { path, source }),
+        };
+        let (mode, owner) = (metadata.permissions().mode() & 0o777, metadata.uid());
+        let user = Uid::effective();
+        if mode & 0o077 != 0 {
+            Err(StateError::Open { path, mode })
+        } else if user.is_root() || owner == user.as_raw() {
+            // Root runs commands for the user that the server runs as.
+            Ok(())
+        } else {
+            let user = user.as_raw();
+            Err(StateError::Owner { path, owner, user })
+        }
+    }
+
+    fn check_made(&self) -> Result<(), StateError> {
         match [DATABASE, CA_CERTIFICATE]
             .into_iter()
             .find(|file| !self.path(file).is_file())

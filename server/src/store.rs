@@ -36,6 +36,7 @@ use tracing::log::LevelFilter;
 
 use self::connection::{Connection, sql};
 use self::events::Written;
+use self::installation::Installation;
 use self::line::{Line, Turn};
 use self::readers::{Reader, Readers};
 
@@ -102,7 +103,7 @@ impl Store {
     ///
     /// # Errors
     /// A missing or damaged file, or one that a newer version has written.
-    pub async fn check(path: &Path) -> Result<(), StoreError> {
+    pub async fn check(path: &Path) -> Result<Installation, StoreError> {
         sqlx::any::install_default_drivers();
         let opened = |source| StoreError::Open {
             path: path.to_owned(),
@@ -122,8 +123,9 @@ impl Store {
             let version = i64::try_from(newest).unwrap_or(i64::MAX);
             return Err(MigrateError::VersionMissing(version).into());
         }
-        installation::read(&mut connection).await?;
-        Ok(connection.close().await?)
+        let installation = installation::read(&mut connection).await?;
+        connection.close().await?;
+        Ok(installation)
     }
 
     /// A connection for reading.

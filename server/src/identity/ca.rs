@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use chrono::{DateTime, Datelike, Utc};
+use nightlatch_core::id::InstallationId;
 use nightlatch_core::time::Timestamp;
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -14,9 +15,11 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::{Identity, Kind};
+use super::{Identity, Kind, peer};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// In the authority's common name.
+const NAME_BEFORE_INSTALLATION: &str = "Nightlatch ";
 const CA_LIFE: Duration = DAY.saturating_mul(3650);
 
 /// How long a certificate of each kind lives.
@@ -38,6 +41,8 @@ pub enum CertificateError {
     Authority(#[source] rcgen::Error),
     #[error("the certificate authority's certificate is not PEM")]
     Pem,
+    #[error("ca.key is not the key of ca.pem")]
+    OtherKey,
     #[error("the certificate can't be made")]
     Make(#[source] rcgen::Error),
 }
@@ -47,6 +52,7 @@ pub struct CertificateAuthority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
     pem: String,
+    installation: Option<InstallationId>,
 }
 
 /// A new certificate authority's files.
@@ -65,7 +71,7 @@ pub struct Credentials {
 impl CertificateAuthority {
     pub fn create(installation: &str, now: Timestamp) -> Result<NewAuthority, CertificateError> {
         let key = KeyPair::generate().map_err(CertificateError::Make)?;
-        let mut params = params(&format!("Nightlatch {installation}"), now, CA_LIFE);
+        let mut params = params(&format!("{NAME_BEFORE_INSTALLATION}{installation}"), now, CA_LIFE);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).map_err(CertificateError::Make)?;
@@ -77,19 +83,36 @@ impl CertificateAuthority {
 
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, CertificateError> {
         let key = KeyPair::from_pem(key).map_err(CertificateError::Authority)?;
-        let issuer = Issuer::from_ca_cert_pem(certificate, key).map_err(CertificateError::Authority)?;
         let der = CertificateDer::from_pem_slice(certificate.as_bytes())
             .ok()
             .ok_or(CertificateError::Pem)?;
+        let (public, installation) = {
+            let parsed = peer::parse(&der).ok().ok_or(CertificateError::Pem)?;
+            let mut names = parsed.subject().iter_common_name();
+            let name = names.next().and_then(|name| name.as_str().ok());
+            let installation =
+                name.and_then(|name| name.strip_prefix(NAME_BEFORE_INSTALLATION)?.parse().ok());
+            (parsed.public_key().raw.to_vec(), installation)
+        };
+        if key.subject_public_key_info() != public {
+            return Err(CertificateError::OtherKey);
+        }
+        let issuer = Issuer::from_ca_cert_pem(certificate, key).map_err(CertificateError::Authority)?;
         Ok(Self {
             issuer,
             certificate: der,
             pem: certificate.to_owned(),
+            installation,
         })
     }
 
     pub const fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// The installation that the authority's certificate names.
+    pub const fn installation(&self) -> Option<InstallationId> {
+        self.installation
     }
 
     pub fn pem(&self) -> &str {

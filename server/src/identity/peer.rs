@@ -2,7 +2,7 @@
 
 use nightlatch_core::time::Timestamp;
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use super::{Identity, fingerprint};
 
@@ -45,18 +45,29 @@ impl Peer {
     }
 }
 
+/// From when a certificate is valid.
+///
+/// # Errors
+/// Anything but an X.509 certificate.
+pub fn valid_from(certificate: &[u8]) -> Result<Timestamp, InvalidCertificate> {
+    moment(parse(certificate)?.validity().not_before)
+}
+
 /// Until when a certificate is valid.
 ///
 /// # Errors
 /// Anything but an X.509 certificate.
 pub fn valid_until(certificate: &[u8]) -> Result<Timestamp, InvalidCertificate> {
-    let parsed = parse(certificate)?;
-    let seconds = parsed.validity().not_after.timestamp();
+    moment(parse(certificate)?.validity().not_after)
+}
+
+fn moment(at: ASN1Time) -> Result<Timestamp, InvalidCertificate> {
+    let seconds = at.timestamp();
     Timestamp::from_micros(seconds.saturating_mul(1_000_000)).ok_or(InvalidCertificate::Malformed)
 }
 
 /// One certificate has one form: nothing comes after it.
-fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, InvalidCertificate> {
+pub(super) fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, InvalidCertificate> {
     match X509Certificate::from_der(certificate) {
         Ok((&[], parsed)) => Ok(parsed),
         _ => Err(InvalidCertificate::Malformed),

@@ -1,6 +1,7 @@
 use nightlatch_server::clock::Clock;
 use nightlatch_server::config::ServerConfig;
 use nightlatch_server::console;
+use nightlatch_server::identity::{Identity, Kind};
 use nightlatch_server::init::{InitError, NotAHost, init};
 use nightlatch_server::server::Server;
 use std::os::unix::fs::PermissionsExt;
@@ -85,6 +86,137 @@ async fn checking_finds_what_would_keep_the_server_from_starting() {
     }
     std::fs::write(state.join("nightlatch.db"), "damaged").unwrap();
     assert!(failure(&world.config).await.contains("nightlatch.db"));
+}
+
+/// Another installation's state directory.
+async fn another(world: &World) -> std::path::PathBuf {
+    let other = world.directory.path().join("other");
+    init(&other, &["localhost".to_owned()], world.clock.now())
+        .await
+        .unwrap();
+    other
+}
+
+/// What starting and checking complain of, which is the same.
+async fn complaint(config: &ServerConfig) -> String {
+    let bound = Server::bind(config, Arc::new(HandClock::default())).await;
+    let bound = bound.err().map(|error| error.to_string()).unwrap_or_default();
+    let checked = Server::check(config).await;
+    assert_eq!(
+        checked.err().map(|error| error.to_string()).unwrap_or_default(),
+        bound
+    );
+    bound
+}
+
+#[tokio::test]
+async fn files_of_another_installation_are_refused_by_name() {
+    let mut world = World::begin().await;
+    let other = another(&world).await;
+    world.stop().await;
+    let state = world.config.state.clone();
+    let kept = world.directory.path().join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    for (files, says) in [
+        (&["nightlatch.db"][..], "nightlatch.db is of another installation"),
+        (&["ca.pem", "ca.key"], "ca.pem is of another installation"),
+        (&["ca.pem"], "ca.pem"),
+        (&["ca.key"], "ca.pem and ca.key"),
+        (
+            &["server.pem", "server.key"],
+            "server.pem is of another installation",
+        ),
+        (&["signing.key"], "signing.key"),
+        (&["keys.dsse"], "keys.dsse"),
+        (
+            &["root.pub", "keys.dsse", "signing.key", "root.key"],
+            "keys.dsse is of another installation",
+        ),
+        (&["root.key"], "root.key is not the key of"),
+    ] {
+        for file in files {
+            std::fs::copy(state.join(file), kept.join(file)).unwrap();
+            std::fs::copy(other.join(file), state.join(file)).unwrap();
+        }
+        let complaint = complaint(&world.config).await;
+        assert!(
+            complaint.contains(says) && complaint.contains("back from a copy"),
+            "{files:?}: {complaint}"
+        );
+        for file in files {
+            std::fs::copy(kept.join(file), state.join(file)).unwrap();
+        }
+    }
+    assert_eq!(complaint(&world.config).await, "");
+    std::fs::copy(other.join("ca.pem"), state.join("ca.pem")).unwrap();
+    std::fs::copy(other.join("ca.key"), state.join("ca.key")).unwrap();
+    let token = console::create_token(&world.config, None, false, world.clock.now()).await;
+    let refused = token.err().unwrap().to_string();
+    assert!(refused.contains("ca.pem is of another installation"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_server_certificate_of_an_earlier_authority_or_of_a_person_is_refused() {
+    use nightlatch_server::identity::ca::CertificateAuthority;
+    let mut world = World::begin().await;
+    world.stop().await;
+    let state = world.state();
+    let ca = state.authority().unwrap();
+    let installation = ca.installation().unwrap();
+    let now = world.clock.now();
+    let made = CertificateAuthority::create(&installation.to_string(), now).unwrap();
+    let earlier = CertificateAuthority::from_pem(&made.certificate_pem, &made.key_pem).unwrap();
+    let identity = |kind| Identity {
+        installation,
+        kind,
+        id: "x".to_owned(),
+    };
+    let names = ["localhost".to_owned()];
+    for issued in [
+        earlier
+            .issue_server(&identity(Kind::Server), &names, now)
+            .unwrap(),
+        ca.issue(&identity(Kind::Person), now).unwrap(),
+    ] {
+        state
+            .replace("server.pem", &issued.certificate_pem, 0o644)
+            .unwrap();
+        state.replace("server.key", &issued.key_pem, 0o600).unwrap();
+        let complaint = complaint(&world.config).await;
+        assert!(
+            complaint.contains("server.pem is not a certificate that ca.pem has issued"),
+            "{complaint}"
+        );
+    }
+    // What an interrupted renewal leaves is made good.
+    let issued = ca.issue_server(&identity(Kind::Server), &names, now).unwrap();
+    state
+        .replace("server.pem", &issued.certificate_pem, 0o644)
+        .unwrap();
+    world.start().await;
+    assert_ne!(state.read("server.pem").unwrap(), issued.certificate_pem);
+}
+
+#[tokio::test]
+async fn a_state_directory_that_others_may_use_is_refused() {
+    let mut world = World::begin().await;
+    world.stop().await;
+    let set = |mode| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&world.config.state, mode).unwrap();
+    };
+    for mode in [0o777, 0o770, 0o701] {
+        set(mode);
+        let complaint = complaint(&world.config).await;
+        assert!(
+            complaint.contains(&format!("mode {mode:o}")) && complaint.contains("chmod 700"),
+            "{complaint}"
+        );
+        let token = console::create_token(&world.config, None, false, world.clock.now()).await;
+        assert!(token.is_err());
+    }
+    set(0o700);
+    assert_eq!(complaint(&world.config).await, "");
 }
 
 #[tokio::test]
