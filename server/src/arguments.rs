@@ -81,8 +81,12 @@ pub enum UserCommand {
 pub enum RootCommand {
     /// Copy the root key to a file, to be kept off this host
     Export { file: PathBuf },
-    /// Take the root key off this host, once it was exported
-    Remove,
+    /// Take the root key off this host, once a copy is seen to be elsewhere
+    Remove {
+        /// Where a copy is [default: where it was exported to last]
+        #[arg(long, value_name = "FILE")]
+        copy: Option<PathBuf>,
+    },
 }
 
 fn host(text: &str) -> Result<String, NotAHost> {

@@ -1,5 +1,7 @@
 //! Commands on the server's own host, beside the running server.
 
+mod root;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,10 +17,12 @@ use crate::identity::ca::{CertificateAuthority, CertificateError};
 use crate::identity::token::{self, Token};
 use crate::identity::{Identity, Kind, fingerprint};
 use crate::server::host_port;
-use crate::state::{DATABASE, ROOT_EXPORTED, ROOT_KEY, State, StateError, write_new};
+use crate::state::{DATABASE, State, StateError, write_new};
 use crate::store::installation::Installation;
 use crate::store::users::User;
 use crate::store::{Store, StoreError, installation, tokens, users};
+
+pub use root::{export_root, remove_root};
 
 /// Why a command was not done.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +43,28 @@ pub enum ConsoleError {
     NotExported,
     #[error("the root key is not here: it was removed")]
     RootRemoved,
+    #[error(
+        "{} is this server's state directory: a copy of the root key belongs where the server's thief can't reach it, \
+         so name a file elsewhere",
+        .0.display()
+    )]
+    Inside(PathBuf),
+    #[error("where the root key was exported to was not noted: name its copy with --copy FILE")]
+    CopyNotNoted,
+    #[error(
+        "the copy of the root key can't be read at {}: say with --copy FILE where it is, or make another with \
+         `nightlatch-server root export FILE`",
+        path.display()
+    )]
+    CopyUnreadable { path: PathBuf, source: io::Error },
+    #[error(
+        "{} is not a copy of the root key: say with --copy FILE where one is, or make another with \
+         `nightlatch-server root export FILE`",
+        .0.display()
+    )]
+    CopyDiffers(PathBuf),
+    #[error("the root key was removed, but that can't be recorded, nor can the key be put back")]
+    RemovedUnrecorded(#[source] io::Error),
 }
 
 /// An enrolment token that was just made.
@@ -173,56 +199,6 @@ pub async fn issue_user(
     }
     store.close().await;
     Ok((certificate, key))
-}
-
-/// Copies the root key to a file of its own.
-pub async fn export_root(config: &ServerConfig, file: &Path, now: Timestamp) -> Result<(), ConsoleError> {
-    let state = opened(config)?;
-    let key = root_key(&state)?;
-    let store = Store::open(&state.path(DATABASE), false).await?;
-    let mut change = store.change().await?;
-    let message = format!("the root key was copied to {}", file.display());
-    let event = Event::new(now, EventKind::RootExported, audit::CONSOLE.to_owned(), message);
-    change.record(&event, None);
-    write(file, &key, 0o600, "name another file")?;
-    let rest = async {
-        state.replace(ROOT_EXPORTED, "", 0o600)?;
-        Ok(change.commit().await?)
-    };
-    let rest = rest.await;
-    if rest.is_err() {
-        // No copy that the log doesn't know; one that can't be taken away is said by the error.
-        drop(std::fs::remove_file(file));
-    }
-    store.close().await;
-    rest
-}
-
-/// Takes the root key off this host.
-pub async fn remove_root(config: &ServerConfig, now: Timestamp) -> Result<(), ConsoleError> {
-    let state = opened(config)?;
-    root_key(&state)?;
-    if !state.path(ROOT_EXPORTED).exists() {
-        return Err(ConsoleError::NotExported);
-    }
-    let store = Store::open(&state.path(DATABASE), false).await?;
-    let mut change = store.change().await?;
-    let message = "the root key was removed from the server's host".to_owned();
-    let event = Event::new(now, EventKind::RootRemoved, audit::CONSOLE.to_owned(), message);
-    change.record(&event, None);
-    let path = state.path(ROOT_KEY);
-    std::fs::remove_file(&path).map_err(|source| ConsoleError::Write { path, source })?;
-    change.commit().await?;
-    store.close().await;
-    Ok(())
-}
-
-fn root_key(state: &State) -> Result<String, ConsoleError> {
-    if state.path(ROOT_KEY).exists() {
-        Ok(state.read_secret(ROOT_KEY)?)
-    } else {
-        Err(ConsoleError::RootRemoved)
-    }
 }
 
 /// A state directory whose certificate authority is its database's.

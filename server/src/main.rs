@@ -105,8 +105,8 @@ async fn carry_out(command: Command, config: ServerConfig) -> anyhow::Result<()>
                 file.display()
             ))
         }
-        Command::Root(RootCommand::Remove) => {
-            console::remove_root(&config, now).await?;
+        Command::Root(RootCommand::Remove { copy }) => {
+            console::remove_root(&config, copy.as_deref(), now).await?;
             tell("removed the root key from this host")
         }
     }

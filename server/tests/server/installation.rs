@@ -5,6 +5,7 @@ use nightlatch_server::identity::{Identity, Kind};
 use nightlatch_server::init::{InitError, NotAHost, init};
 use nightlatch_server::server::Server;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::world::{HandClock, World};
@@ -248,39 +249,54 @@ async fn the_server_certificate_is_renewed_before_it_ends() {
 }
 
 #[tokio::test]
-async fn the_root_key_is_removed_only_after_it_was_exported() {
+async fn the_root_key_is_removed_only_with_a_sound_copy_elsewhere() {
     let world = World::begin().await;
+    let (config, now) = (&world.config, world.clock.now());
+    let refusal = async |copy: Option<&Path>| {
+        let refused = console::remove_root(config, copy, now).await.err().unwrap();
+        assert!(config.state.join("root.key").exists());
+        refused.to_string()
+    };
+    assert!(refusal(None).await.contains("root export FILE"));
+    let inside = config.state.join("root.copy");
+    let refused = console::export_root(config, &inside, now).await.err().unwrap();
     assert!(
-        console::remove_root(&world.config, world.clock.now())
-            .await
-            .is_err()
+        refused.to_string().contains("elsewhere") && !inside.exists(),
+        "{refused}"
     );
+
     let file = world.directory.path().join("root.copy");
-    console::export_root(&world.config, &file, world.clock.now())
-        .await
-        .unwrap();
+    console::export_root(config, &file, now).await.unwrap();
+    let again = console::export_root(config, &file, now).await.err().unwrap();
+    assert!(again.to_string().contains("name another file"), "{again}");
+    let root = std::fs::read(config.state.join("root.key")).unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), root);
+
+    let moved = world.directory.path().join("moved");
+    std::fs::rename(&file, &moved).unwrap();
+    assert!(refusal(None).await.contains("--copy"));
+    for other in ["", "not a key", &world.state().read("signing.key").unwrap()] {
+        std::fs::write(&file, other).unwrap();
+        assert!(refusal(None).await.contains("is not a copy of the root key"));
+    }
+    std::fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink(config.state.join("root.key"), &file).unwrap();
+    assert!(refusal(None).await.contains("state directory"));
     assert!(
-        console::export_root(&world.config, &file, world.clock.now())
+        refusal(Some(world.directory.path()))
             .await
-            .is_err()
+            .contains("is not a copy")
     );
-    assert_eq!(
-        std::fs::read(&file).unwrap(),
-        std::fs::read(world.config.state.join("root.key")).unwrap()
-    );
-    console::remove_root(&world.config, world.clock.now())
-        .await
-        .unwrap();
-    assert!(!world.config.state.join("root.key").exists());
     assert!(
-        console::export_root(
-            &world.config,
-            &world.directory.path().join("again"),
-            world.clock.now()
-        )
-        .await
-        .is_err()
+        refusal(Some(Path::new("/dev/zero")))
+            .await
+            .contains("is not a copy")
     );
+
+    console::remove_root(config, Some(&moved), now).await.unwrap();
+    assert!(!config.state.join("root.key").exists());
+    let third = world.directory.path().join("third");
+    assert!(console::export_root(config, &third, now).await.is_err());
     let mut admin = world.client(&world.admin()).await;
     for kind in ["root.exported", "root.removed"] {
         assert_eq!(admin.events_of(kind).await.len(), 1, "{kind}");
