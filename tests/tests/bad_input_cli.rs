@@ -83,7 +83,7 @@ const ODD_REQUESTS: [Line; 19] = [
     (
         "request web-1 --port 22/udp --reason x",
         FAILED,
-        &["22/udp", "ceiling"],
+        &["22/udp", "not in the machine's policy"],
     ),
     ("request web-9 --port 22 --reason x", FAILED, &["web-9"]),
     (
