@@ -123,7 +123,7 @@ impl From<Problem> for Status {
         }
         let metadata = metadata
             .into_iter()
-            .map(|(key, value)| (key, short(value)))
+            .map(|(key, value)| (key, safe(value)))
             .collect();
         let mut details = vec![
             ErrorInfo {
@@ -136,11 +136,11 @@ impl From<Problem> for Status {
         if !violations.is_empty() {
             let violations = violations.into_iter().take(MOST_VIOLATIONS);
             let violations: Vec<FieldViolation> = violations
-                .map(|Violation { field, description }| FieldViolation::new(short(field), short(description)))
+                .map(|Violation { field, description }| FieldViolation::new(safe(field), safe(description)))
                 .collect();
             details.push(BadRequest::new(violations).into());
         }
-        Self::with_error_details_vec(code, short(message), details)
+        Self::with_error_details_vec(code, safe(message), details)
     }
 }
 
@@ -158,12 +158,33 @@ impl From<InvalidField> for Status {
     }
 }
 
-fn short(mut text: String) -> String {
-    if text.len() > LONGEST_TEXT {
-        text.truncate(text.floor_char_boundary(LONGEST_TEXT));
-        text.push('…');
+/// What callers sent may be in it: nothing of it moves a cursor, breaks a line or turns the reading direction.
+fn safe(text: String) -> String {
+    let is_short = text.len() <= LONGEST_TEXT;
+    if is_short && !text.chars().any(acts) {
+        return text;
     }
-    text
+    let mut safe = String::with_capacity(LONGEST_TEXT);
+    for char in text.chars() {
+        let before = safe.len();
+        if acts(char) {
+            safe.extend(char.escape_default());
+        } else {
+            safe.push(char);
+        }
+        if safe.len() > LONGEST_TEXT {
+            safe.truncate(before);
+            safe.push('…');
+            break;
+        }
+    }
+    safe
+}
+
+/// Control characters, line and paragraph separators, and those that set the reading direction.
+fn acts(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -177,6 +198,25 @@ mod tests {
             .with("machine", "web-1")
             .with("field", "duration");
         assert_eq!(Problem::from_status(&Status::from(problem.clone())), problem);
+    }
+
+    #[test]
+    fn what_a_caller_sent_comes_back_without_effect() {
+        let sent = "a\r\nb\u{1b}[2J\u{202e}c\u{2028}ü";
+        let told = "a\\r\\nb\\u{1b}[2J\\u{202e}c\\u{2028}ü";
+        let problem = Problem::new(Code::InvalidArgument, "INVALID_FIELD", sent)
+            .at(sent, sent)
+            .with("machine", sent);
+        let found = Problem::from_status(&Status::from(problem));
+        assert_eq!(
+            [
+                &found.message,
+                &found.violations[0].field,
+                &found.violations[0].description
+            ],
+            [told; 3]
+        );
+        assert_eq!(found.metadata["machine"], told);
     }
 
     #[test]

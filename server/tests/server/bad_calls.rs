@@ -25,7 +25,8 @@ fn check(all: Vec<Refused>) {
         };
         let found = problem(&status);
         let has_field = found.field().unwrap_or_default() == field;
-        let is_readable = (1..=1000).contains(&status.message().len()) && !status.message().contains('\n');
+        let acts = |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
+        let is_readable = (1..=1000).contains(&status.message().len()) && !status.message().contains(acts);
         if found.code != code || !has_field || found.reason.is_empty() || !is_readable {
             wrong.push(format!("{what}: {found:?}"));
         }
@@ -56,6 +57,7 @@ async fn a_name_that_names_nothing_is_refused_by_every_call() {
             "name",
         ),
         ("grants/\u{202e}", InvalidArgument, "name"),
+        ("grants/7\r\n\u{1b}[2J", InvalidArgument, "name"),
         (long.as_str(), InvalidArgument, "name"),
         ("grants/019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11", NotFound, "name"),
     ] {
