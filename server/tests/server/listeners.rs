@@ -1,5 +1,8 @@
+use std::time::Duration;
+
 use nightlatch_core::rights::Role;
 use nightlatch_proto::pb;
+use nightlatch_server::clock::Clock as _;
 use tonic::{Code, Status};
 
 use crate::host::{Host, Link};
@@ -141,6 +144,34 @@ async fn only_the_newest_certificate_of_a_person_counts() {
         .list_machines(pb::ListMachinesRequest::default())
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_ended_lets_nobody_in() {
+    const LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let world = World::begin().await;
+    let now = world.clock.now();
+    // Validity has whole days.
+    for (age, counts) in [(LIFE + DAY, false), (LIFE - DAY, true)] {
+        let then = now.checked_sub(age).unwrap();
+        let credentials = world.person_since("alice", &[Role::Reader], then).await;
+        let listed = async {
+            let mut client = world
+                .try_client(&credentials)
+                .await
+                .map_err(|error| format!("{error:?}"))?;
+            let listed = client
+                .machines
+                .list_machines(pb::ListMachinesRequest::default())
+                .await;
+            listed.map_err(|status| format!("{status:?}"))
+        };
+        match listed.await {
+            Ok(_) => assert!(counts),
+            Err(why) => assert!(!counts && why.contains("CertificateExpired"), "{why}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -147,21 +147,33 @@ impl World {
     }
 
     pub(crate) async fn person(&self, name: &str, roles: &[Role]) -> Credentials {
+        self.person_since(name, roles, self.clock.now()).await
+    }
+
+    /// With a certificate that was issued then.
+    pub(crate) async fn person_since(&self, name: &str, roles: &[Role], then: Timestamp) -> Credentials {
         let prefix = self
             .directory
             .path()
             .join(format!("{name}-{:08x}", rand::random::<u32>()));
         let roles = roles.iter().copied().collect::<BTreeSet<_>>();
         let subject = name.parse().unwrap();
-        let (certificate, key) =
-            console::issue_user(&self.config, &subject, roles, &prefix, self.clock.now())
-                .await
-                .unwrap();
+        let (certificate, key) = console::issue_user(&self.config, &subject, roles, &prefix, then)
+            .await
+            .unwrap();
         let read = |path| std::fs::read_to_string(path).unwrap();
         Credentials {
             certificate: read(certificate),
             key: read(key),
         }
+    }
+
+    pub(crate) async fn try_client(
+        &self,
+        credentials: &Credentials,
+    ) -> Result<Client, tonic::transport::Error> {
+        let channel = self.try_channel(self.people(), Some(credentials), LOOPBACK);
+        channel.await.map(Client::over)
     }
 
     pub(crate) async fn channel_to_people(&self, credentials: Option<&Credentials>) -> Channel {
