@@ -16,6 +16,7 @@ use nightlatch_proto::convert::agent::HostState;
 use crate::audit;
 use crate::issuer::{Issuer, Settled};
 use crate::policies;
+use crate::store::assignments::NeverOpened;
 use crate::store::grants::{self, Note, Said};
 use crate::store::machines::{self, Machine, SignedPolicy};
 use crate::store::{Change, StoreError, assignments};
@@ -239,21 +240,20 @@ impl Agents {
         drop(connection);
         let mut change = self.issuer.store.change().await?;
         let machine = machines::by_id(change.connection(), id).await?;
-        for grant in assignments::never_opened(change.connection(), id, generation).await? {
-            let note = Note {
-                id: grant,
-                at: now,
-                reason: "NEVER_OPENED".to_owned(),
-            };
-            grants::note(change.connection(), Said::Closed, &[note]).await?;
+        let never_opened = assignments::never_opened(change.connection(), id, generation).await?;
+        let note = |grant: &NeverOpened| Note {
+            id: grant.id,
+            at: now,
+            reason: "NEVER_OPENED".to_owned(),
+        };
+        let notes: Vec<Note> = never_opened.iter().map(note).collect();
+        grants::note(change.connection(), Said::Closed, &notes).await?;
+        for grant in &never_opened {
             let message = "ended before the host opened it".to_owned();
             let mut event = machine_event(&machine, EventKind::GrantClosed, message, now);
-            event.grant = Some(grant);
+            event.grant = Some(grant.id);
             event.reason = Some("NEVER_OPENED".to_owned());
-            let subject = grants::find(change.connection(), grant)
-                .await?
-                .map(|grant| grant.subject);
-            change.record(&event, subject.as_ref());
+            change.record(&event, Some(&grant.subject));
         }
         change.commit().await?;
         self.issuer.fleet.tell(id);
@@ -290,7 +290,9 @@ impl Agents {
         let event = machine_event(&machine, EventKind::MachineDisconnected, why.to_owned(), now);
         change.record(&event, None);
         change.commit().await?;
-        self.issuer.fleet.tell(id);
+        self.issuer
+            .fleet
+            .tell_of(never_opened.iter().map(|grant| &grant.request));
         Ok(())
     }
 }

@@ -220,9 +220,7 @@ impl Issuer {
             change.record(&event, Some(&request.subject));
         }
         change.commit().await?;
-        for outcome in outcomes {
-            self.fleet.tell(outcome.machine);
-        }
+        self.fleet.tell_of(&[id]);
         Ok(())
     }
 }

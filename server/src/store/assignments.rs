@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use nightlatch_core::assignment::{Assigned, Generation};
 use nightlatch_core::grant::SignedGrant;
-use nightlatch_core::id::{GrantId, MachineId};
+use nightlatch_core::id::{GrantId, MachineId, RequestId, Subject};
 use nightlatch_core::time::Timestamp;
 
 use super::StoreError;
@@ -57,7 +57,8 @@ pub async fn changes_since(
         removed: Vec::new(),
         missed: is_whole,
     };
-    for row in &rows {
+    for row in rows {
+        let row = &row;
         let Some(id) = maybe_parsed(row, "id")? else {
             continue;
         };
@@ -135,21 +136,36 @@ pub async fn drop_past(
     Ok(())
 }
 
+/// A grant that was ended before its host opened it.
+pub struct NeverOpened {
+    pub id: GrantId,
+    pub request: RequestId,
+    pub subject: Subject,
+}
+
 /// Ended grants that a host has never opened and, since it accepted `generation`, never will.
 pub async fn never_opened(
     connection: &mut Connection,
     machine: MachineId,
     generation: Generation,
-) -> Result<Vec<GrantId>, StoreError> {
-    let rows = sql(
-        "SELECT id FROM grants WHERE machine = $1 AND removed_generation <= $2 AND ended_at IS NOT NULL
-           AND opened_at IS NULL AND closed_at IS NULL AND refused_at IS NULL",
-    )
-    .bind(machine.to_string())
-    .bind(from_number(generation.0))
-    .rows(connection)
-    .await?;
-    rows.iter().map(|row| parsed(row, "id")).collect()
+) -> Result<Vec<NeverOpened>, StoreError> {
+    let query = sql(
+        "SELECT id, request, subject FROM grants WHERE machine = $1 AND removed_generation <= $2
+           AND ended_at IS NOT NULL AND opened_at IS NULL AND closed_at IS NULL AND refused_at IS NULL",
+    );
+    let rows = query
+        .bind(machine.to_string())
+        .bind(from_number(generation.0))
+        .rows(connection)
+        .await?;
+    let read = |row| {
+        Ok(NeverOpened {
+            id: parsed(row, "id")?,
+            request: parsed(row, "request")?,
+            subject: parsed(row, "subject")?,
+        })
+    };
+    rows.iter().map(read).collect()
 }
 
 /// Takes the generations of a machine's grants back to at most `most`.
