@@ -45,19 +45,19 @@ impl Digest {
 
 /// A digest of the first ids.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct UnfinishedDigest {
+pub struct UnfinishedDigest {
     count: u32,
     hash: Sha256,
 }
 
 impl UnfinishedDigest {
     /// Ids come in their order, each once.
-    pub(crate) fn add(&mut self, id: GrantId) {
+    pub fn add(&mut self, id: GrantId) {
         self.count = self.count.saturating_add(1);
         self.hash.update(id.uuid().as_bytes());
     }
 
-    pub(crate) fn finish(self) -> Digest {
+    pub fn finish(self) -> Digest {
         Digest {
             count: self.count,
             sha256: self.hash.finalize().into(),

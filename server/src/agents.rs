@@ -1,12 +1,11 @@
 //! What passes between the server and a connected agent, without the wire: arrivals, assignments, reports.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use nightlatch_core::assignment::{Assignment, Digest, Generation};
+use nightlatch_core::assignment::{Assignment, Generation};
 use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::ceiling::HostCeiling;
-use nightlatch_core::id::{GrantId, MachineId, MachineName};
+use nightlatch_core::id::{MachineId, MachineName};
 use nightlatch_core::keys::{ListNumber, VerifiedKeys};
 use nightlatch_core::policy::{LONGEST_POLICY, MachinePolicy, PAYLOAD_TYPE};
 use nightlatch_core::signing::{self, KeyId, PublicKey};
@@ -14,6 +13,7 @@ use nightlatch_core::time::Timestamp;
 use nightlatch_proto::convert::agent::HostState;
 
 use crate::audit;
+use crate::holdings::Holdings;
 use crate::issuer::{Issuer, Settled};
 use crate::policies;
 use crate::store::assignments::NeverOpened;
@@ -37,11 +37,11 @@ pub struct Arrival {
 }
 
 /// What the server believes that an agent has.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Holds {
     /// `None`: nothing that a change could start from.
     pub generation: Option<Generation>,
-    pub grants: BTreeSet<GrantId>,
+    pub grants: Holdings,
     pub policy: (u64, u64),
     pub keys: ListNumber,
 }
@@ -92,12 +92,12 @@ impl Agents {
         assignments::drop_past(change.connection(), id, generation, now).await?;
         let rank = self
             .settle_policy(&mut change, &machine, state, generation, now)
+        let held: Holdings = held.into_iter().collect();
             .await?;
 
         let held = assignments::assigned_at(change.connection(), id, state.generation).await?;
         // An agent that claims to have nothing is owed the whole: it may have lost what it had.
-        let fits =
-            !was_ahead && state.generation > Generation::default() && Digest::of(&held) == state.digest;
+        let fits = !was_ahead && state.generation > Generation::default() && held.digest() == state.digest;
         let lacks = state.keys < self.keys.number() || state.policy < rank;
         let changed = settled == Settled::Signed || dropped || rank != machine.policy_rank;
         // What the agent is to take must bear a generation that it doesn't have.
@@ -113,7 +113,7 @@ impl Agents {
             receipt_key: machine.receipt_key,
             holds: Holds {
                 generation: fits.then_some(state.generation),
-                grants: if fits { held } else { BTreeSet::new() },
+                grants: if fits { held } else { Holdings::default() },
                 policy: state.policy,
                 keys: state.keys,
             },
@@ -187,15 +187,11 @@ impl Agents {
         } else {
             None
         };
-        let mut held = if holds.generation.is_some() {
-            holds.grants.clone()
-        } else {
-            BTreeSet::new()
+        let added = changes.added.iter().map(|added| added.id);
+        let held = match holds.generation {
+            Some(_) => holds.grants.changed(&changes.removed, added),
+            None => added.collect(),
         };
-        for id in &changes.removed {
-            held.remove(id);
-        }
-        held.extend(changes.added.iter().map(|added| added.id));
         let ends = changes.missed || !changes.removed.is_empty();
         let assignment = Assignment {
             generation: changes.generation,
@@ -204,7 +200,7 @@ impl Agents {
             policy,
             added: changes.added,
             removed: changes.removed,
-            digest: Digest::of(&held),
+            digest: held.digest(),
         };
         let then = Holds {
             generation: Some(changes.generation),

@@ -10,6 +10,7 @@ pub mod config;
 pub mod console;
 pub mod enrolment;
 pub mod fleet;
+pub mod holdings;
 pub mod id;
 pub mod identity;
 pub mod init;

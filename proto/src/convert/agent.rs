@@ -129,7 +129,7 @@ impl From<Digest> for pb::AssignmentDigest {
 }
 
 /// Cuts an assignment into parts of at most [`LONGEST_PART`] bytes. Keys and policy go first.
-pub fn parts(assignment: &Assignment) -> Vec<pb::AssignmentPart> {
+pub fn parts(assignment: Assignment) -> Vec<pb::AssignmentPart> {
     let Assignment {
         generation,
         base,
@@ -149,11 +149,11 @@ pub fn parts(assignment: &Assignment) -> Vec<pb::AssignmentPart> {
         policy: Vec::new(),
         added: Vec::new(),
         removed: Vec::new(),
-        digest: Some((*digest).into()),
+        digest: Some(digest.into()),
     };
     let mut current = pb::AssignmentPart {
-        keys: keys.clone().unwrap_or_default(),
-        policy: policy.clone().unwrap_or_default(),
+        keys: keys.unwrap_or_default(),
+        policy: policy.unwrap_or_default(),
         ..empty()
     };
     // Each entry costs its bytes, a tag and a length of at most three bytes.
@@ -357,7 +357,7 @@ mod tests {
     fn an_assignment_survives_its_parts_and_none_is_longer_than_allowed() {
         for (added, envelope, removed) in [(0, 0, 0), (1, 1200, 1), (500, 1200, 9000), (100, 16 * 1024, 0)] {
             let whole = assignment(added, envelope, removed);
-            let parts = parts(&whole);
+            let parts = parts(whole.clone());
             assert!(parts.iter().all(|part| part.encoded_len() <= LONGEST_PART));
             assert_eq!(arrive(parts), Ok(Some(whole)));
         }
@@ -365,7 +365,7 @@ mod tests {
 
     #[test]
     fn parts_out_of_order_or_of_another_assignment_are_refused() {
-        let whole = parts(&assignment(500, 1200, 0));
+        let whole = parts(assignment(500, 1200, 0));
         assert!(whole.len() > 3);
         let check = |change: &dyn Fn(&mut Vec<pb::AssignmentPart>)| {
             let mut changed = whole.clone();
@@ -388,7 +388,7 @@ mod tests {
     #[test]
     fn a_first_part_begins_anew() {
         let whole = assignment(500, 1200, 0);
-        let sent = parts(&whole);
+        let sent = parts(whole.clone());
         let mut arrival = PartsInArrival::default();
         assert_eq!(arrival.add(sent[0].clone()), Ok(None));
         let last = sent.into_iter().map(|part| arrival.add(part)).last().unwrap();
@@ -398,7 +398,7 @@ mod tests {
     #[test]
     fn an_endless_assignment_is_refused() {
         let mut arrival = PartsInArrival::default();
-        let template = parts(&assignment(0, 0, 0)).remove(0);
+        let template = parts(assignment(0, 0, 0)).remove(0);
         let refused = (1..=MOST_PARTS).find_map(|number| {
             let grant = pb::AssignedGrant {
                 id: id(1).to_string(),

@@ -147,7 +147,7 @@ mod tests {
         };
         let mut arrival = PartsInArrival::default();
         let mut whole = None;
-        for part in parts(&assignment) {
+        for part in parts(assignment.clone()) {
             whole = arrival.add(part).unwrap();
         }
         assert!(whole == Some(assignment));

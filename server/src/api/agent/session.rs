@@ -248,11 +248,12 @@ impl Session {
         if sent.is_some_and(|sent| sent >= assignment.generation) {
             return Ok(());
         }
-        for part in parts(&assignment) {
+        let generation = assignment.generation;
+        for part in parts(assignment) {
             self.answer(Answer::AssignmentPart(part)).await?;
         }
         course.in_flight = Some(InFlight {
-            generation: assignment.generation,
+            generation,
             then,
             ends,
             answer_by: Instant::now() + ANSWER_WITHIN,
