@@ -14,12 +14,12 @@ use nightlatch_proto::convert::agent::HostState;
 
 use crate::audit;
 use crate::holdings::Holdings;
-use crate::issuer::{Issuer, Settled};
+use crate::issuer::{Issuer, SIGNED_TOGETHER, Settled};
 use crate::policies;
 use crate::store::assignments::NeverOpened;
 use crate::store::grants::{self, Note, Said};
 use crate::store::machines::{self, Machine, SignedPolicy};
-use crate::store::{Change, StoreError, assignments};
+use crate::store::{Change, StoreError, assignments, requests};
 
 /// Keeps connected agents at what the store says.
 pub struct Agents {
@@ -67,6 +67,7 @@ impl Agents {
         state: &HostState,
         now: Timestamp,
     ) -> Result<Option<Arrival>, StoreError> {
+        while self.sign_some(id, state, now).await? {}
         let mut change = self.issuer.store.change().await?;
         let mut machine = machines::by_id(change.connection(), id).await?;
         if machine.is_retired {
@@ -80,22 +81,18 @@ impl Agents {
         change.record(&event, None);
 
         let generation = generation_after(&machine, state, now);
-        let ceiling = state
-            .ceiling
-            .as_ref()
-            .map_or(HostCeiling::Missing, HostCeiling::Known);
         let settled = self
             .issuer
-            .sign_waiting(&mut change, &machine, ceiling, generation, now)
+            .sign_waiting(&mut change, &machine, ceiling(state), generation, now)
             .await?;
         let dropped = assignments::has_past(change.connection(), id, now).await?;
         assignments::drop_past(change.connection(), id, generation, now).await?;
         let rank = self
             .settle_policy(&mut change, &machine, state, generation, now)
-        let held: Holdings = held.into_iter().collect();
             .await?;
 
         let held = assignments::assigned_at(change.connection(), id, state.generation).await?;
+        let held: Holdings = held.into_iter().collect();
         // An agent that claims to have nothing is owed the whole: it may have lost what it had.
         let fits = !was_ahead && state.generation > Generation::default() && held.digest() == state.digest;
         let lacks = state.keys < self.keys.number() || state.policy < rank;
@@ -119,6 +116,32 @@ impl Agents {
             },
             is_behind: changed || lacks || !fits || machine.generation > state.generation,
         }))
+    }
+
+    /// Signs some of what waits for the machine if there is more than goes into one change. Returns whether it did.
+    async fn sign_some(&self, id: MachineId, state: &HostState, now: Timestamp) -> Result<bool, StoreError> {
+        let mut connection = self.issuer.store.read().await?;
+        let waiting = requests::waiting_for(&mut connection, id, SIGNED_TOGETHER + 1).await?;
+        drop(connection);
+        if waiting.len() <= SIGNED_TOGETHER {
+            return Ok(false);
+        }
+        let mut change = self.issuer.store.change().await?;
+        let machine = machines::by_id(change.connection(), id).await?;
+        if machine.is_retired {
+            return Ok(false);
+        }
+        let generation = generation_after(&machine, state, now);
+        let settled = self
+            .issuer
+            .sign_waiting(&mut change, &machine, ceiling(state), generation, now)
+            .await?;
+        if settled == Settled::Signed {
+            machines::set_generation(change.connection(), id, generation).await?;
+        }
+        change.commit().await?;
+        self.issuer.fleet.tell(id);
+        Ok(true)
     }
 
     /// A host that has a later policy than the store (an old copy was restored), one of an earlier epoch, or
@@ -252,7 +275,9 @@ impl Agents {
             change.record(&event, Some(&grant.subject));
         }
         change.commit().await?;
-        self.issuer.fleet.tell(id);
+        self.issuer
+            .fleet
+            .tell_of(never_opened.iter().map(|grant| &grant.request));
         Ok(())
     }
 
@@ -286,11 +311,14 @@ impl Agents {
         let event = machine_event(&machine, EventKind::MachineDisconnected, why.to_owned(), now);
         change.record(&event, None);
         change.commit().await?;
-        self.issuer
-            .fleet
-            .tell_of(never_opened.iter().map(|grant| &grant.request));
+        self.issuer.fleet.tell(id);
         Ok(())
     }
+}
+
+fn ceiling(state: &HostState) -> HostCeiling<'_> {
+    let ceiling = state.ceiling.as_ref();
+    ceiling.map_or(HostCeiling::Missing, HostCeiling::Known)
 }
 
 const DAY_IN_MICROS: u64 = 24 * 3600 * 1_000_000;

@@ -37,7 +37,7 @@ pub use bounds::Bounds;
 pub use ending::Whose;
 pub use patience::{Patience, waits_until};
 pub use waiting::not_lapsed_after;
-pub(crate) use waiting::{Settled, deny_waiting};
+pub(crate) use waiting::{SIGNED_TOGETHER, Settled, deny_waiting};
 
 /// Decides on requests and issues what was approved.
 pub struct Issuer {

@@ -24,6 +24,9 @@ use crate::store::{Change, StoreError, held, requests};
 /// Whoever asked has long turned to something else then.
 pub(super) const WAITS_AT_MOST: Duration = Duration::from_secs(24 * 3600);
 
+/// Of the requests that wait for a machine, settled in one change: others' changes get their turn in between.
+pub(crate) const SIGNED_TOGETHER: usize = 500;
+
 /// What becomes of a request that can't succeed any more, whoever connects.
 pub(super) fn given_up(request: &Request, now: Timestamp) -> Option<Fate> {
     match request.span {
@@ -63,7 +66,7 @@ pub(crate) async fn deny_waiting(
         "another machine has taken the place of {}: ask again",
         machine.name
     );
-    for request in requests::waiting_for(change.connection(), machine.id).await? {
+    for request in requests::waiting_for(change.connection(), machine.id, usize::MAX).await? {
         let fate = Fate::Denied {
             reason: reason.to_owned(),
             message: message.clone(),
@@ -94,7 +97,8 @@ pub(super) async fn settle(
 }
 
 impl Issuer {
-    /// Signs what waits for a machine that has connected, decided again by the policy now in force.
+    /// Signs what waits for a machine that has connected, the oldest [`SIGNED_TOGETHER`], decided again by the policy
+    /// now in force.
     ///
     /// # Errors
     /// A store that doesn't answer.
@@ -106,7 +110,7 @@ impl Issuer {
         generation: Generation,
         now: Timestamp,
     ) -> Result<Settled, StoreError> {
-        let waiting = requests::waiting_for(change.connection(), machine.id).await?;
+        let waiting = requests::waiting_for(change.connection(), machine.id, SIGNED_TOGETHER).await?;
         let Some(first) = waiting.first() else {
             return Ok(Settled::Nothing);
         };

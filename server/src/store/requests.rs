@@ -224,14 +224,17 @@ pub async fn find(connection: &mut Connection, id: RequestId) -> Result<Option<R
     row.as_ref().map(request).transpose()
 }
 
-/// The requests that wait for a machine, oldest first.
+/// The requests that wait for a machine, at most `most`, oldest first.
 pub async fn waiting_for(
     connection: &mut Connection,
     machine: MachineId,
+    most: usize,
 ) -> Result<Vec<Request>, StoreError> {
     let rows = sql("SELECT id, subject, created_at, wish FROM requests
-         WHERE id IN (SELECT request FROM outcomes WHERE machine = $1 AND state = 'waiting') ORDER BY id")
+         WHERE id IN (SELECT request FROM outcomes WHERE machine = $1 AND state = 'waiting') ORDER BY id
+         LIMIT $2")
     .bind(machine.to_string())
+    .bind(i64::try_from(most).unwrap_or(i64::MAX))
     .rows(connection)
     .await?;
     rows.iter().map(request).collect()

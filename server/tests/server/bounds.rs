@@ -3,11 +3,12 @@ use std::time::Duration;
 use nightlatch_proto::pb;
 use nightlatch_server::issuer::Bounds;
 use pb::OutcomeState::{Open, Waiting};
+use tokio::task::JoinSet;
 use tonic::Code;
 
 use crate::access::connected;
 use crate::host::Host;
-use crate::world::{Client, World, ask, ssh_rule};
+use crate::world::{Client, World, ask, ssh_rule, until};
 
 async fn bounded(per_caller: u64, per_machine: u64) -> (World, Client, Client) {
     let mut world = World::begin().await;
@@ -100,4 +101,30 @@ async fn what_waits_counts_until_it_is_withdrawn_or_has_lapsed() {
     world.clock.advance(Duration::from_secs(24 * 3600));
     alice.request(ask(&["web-1"], 0)).await.unwrap();
     assert_eq!(alice.outcome(&lapsing.name).await.reason, "LAPSED");
+}
+
+#[tokio::test]
+async fn more_than_is_signed_in_one_change_opens_all_the_same() {
+    const COUNT: u32 = 502;
+    let (world, alice, mut admin) = bounded(COUNT.into(), COUNT.into()).await;
+    let host = Host::enrol(&world, "web-1").await;
+    admin.set_policy("web-1", vec![ssh_rule()]).await;
+    let mut callers = JoinSet::new();
+    for number in 0..COUNT {
+        let mut alice = alice.clone();
+        callers.spawn(async move { alice.request(ask(&["web-1"], 0)).await.map(|_| number) });
+    }
+    while let Some(asked) = callers.join_next().await {
+        asked.unwrap().unwrap();
+    }
+    let _attending = host.attend(&world).await;
+    let get = pb::GetMachineRequest {
+        name: "machines/web-1".to_owned(),
+    };
+    let open = async || {
+        let mut machines = admin.machines.clone();
+        let machine = machines.get_machine(get.clone()).await.unwrap();
+        machine.into_inner().open_grants
+    };
+    until(async || open().await == COUNT).await;
 }
