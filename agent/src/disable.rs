@@ -42,6 +42,11 @@ pub enum NotDisabled {
         UNITS.join(" ")
     )]
     UnitsStay,
+    #[error(
+        "the agent is stopped and the guarded ports stay shut: mend the cause and try again, or go back with \
+         `systemctl start nightlatch-agent`"
+    )]
+    StillShut(#[source] Box<Self>),
     #[error("an agent works in {} and would make the table anew: stop it, then try again", .0.display())]
     AgentRuns(PathBuf),
     #[error(transparent)]

@@ -150,8 +150,11 @@ fn turn_off(yes: bool, table_only: bool, state: &StateDir) -> anyhow::Result<Exi
     if !table_only {
         disable::stop_units()?;
     }
-    place.clear(state)?;
-    if !table_only {
+    let cleared = place.clear(state);
+    if table_only {
+        cleared?;
+    } else {
+        cleared.map_err(|reason| NotDisabled::StillShut(Box::new(reason)))?;
         disable::disable_units()?;
     }
     let told = place.told(guarded.as_deref());

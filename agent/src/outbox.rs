@@ -73,6 +73,8 @@ pub struct Outbox {
     waiting: VecDeque<Waiting>,
     /// The last number that was given.
     last: u64,
+    /// Numbers that may have been given before this boot, whatever the file says.
+    before: u64,
     /// Hex SHA-256 of the last envelope; empty before the first.
     previous: String,
     /// The last number that may be sent.
@@ -108,17 +110,19 @@ impl Outbox {
             signer,
             waiting: VecDeque::new(),
             last: 0,
+            before: 0,
             previous: String::new(),
             ready: 0,
             given_up: 0,
         };
         entries.into_iter().for_each(|entry| outbox.recall(entry));
         // In the same boot the kernel still has what was written.
-        if let Some(Numbers { upto, boot_id }) = numbers
-            && boot_id != outbox.signer.boot_id
-        {
-            outbox.last = outbox.last.max(upto);
-        }
+        outbox.before = match numbers {
+            Some(numbers) if numbers.boot_id == outbox.signer.boot_id => numbers.before,
+            Some(numbers) => numbers.upto,
+            None => 0,
+        };
+        outbox.last = outbox.last.max(outbox.before);
         if damage.is_some() {
             let skipped = outbox.last.saturating_add(SKIPPED_AFTER_DAMAGE);
             outbox.last = skipped.max(u64::try_from(wall.micros()).unwrap_or(0));
@@ -183,6 +187,11 @@ impl Outbox {
     /// The last number that was given.
     pub const fn last(&self) -> u64 {
         self.last
+    }
+
+    /// For [`Numbers`].
+    pub const fn before(&self) -> u64 {
+        self.before
     }
 
     /// The last number that may be sent.
@@ -395,15 +404,21 @@ mod tests {
         let (mut outbox, _) = open(&path);
         outbox.add(vec![happening(1)]).unwrap();
         drop(outbox);
-        let next_after = |boot| {
+        let next_after = |boot, before| {
             let boot_id = BootId(Uuid::from_u128(boot));
-            let (mut outbox, _) = open_after(&path, Some(Numbers { upto: 4, boot_id }));
+            let numbers = Numbers {
+                upto: 9,
+                boot_id,
+                before,
+            };
+            let (mut outbox, _) = open_after(&path, Some(numbers));
             outbox.add(vec![happening(2)]).unwrap();
             outbox.outbox.last()
         };
-        assert_eq!(next_after(6), 2, "in the same boot the file has them all");
-        assert_eq!(next_after(5), 5);
-        assert_eq!(next_after(5), 6);
+        assert_eq!(next_after(6, 0), 2, "in the same boot the file has them all");
+        assert_eq!(next_after(6, 4), 5, "but for those of an earlier boot");
+        assert_eq!(next_after(5, 4), 10);
+        assert_eq!(next_after(5, 4), 11);
     }
 
     #[test]

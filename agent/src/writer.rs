@@ -24,7 +24,7 @@ pub enum Write<T> {
     Compact(Vec<T>),
 }
 
-/// With it everything up to `upto` is on disk.
+/// With it the file has everything up to `upto`: on disk, unless it appends what needn't be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job<T> {
     pub write: Write<T>,

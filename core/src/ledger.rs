@@ -285,9 +285,9 @@ impl Ledger {
     }
 
     fn owe_receipts(&mut self, opened: &[GrantId], ended: &[GrantId]) {
+        let ended: BTreeSet<&GrantId> = ended.iter().collect();
         for id in opened {
-            let has_ended = ended.contains(id);
-            let why = if has_ended {
+            let why = if ended.contains(id) {
                 Closing::Expired
             } else {
                 Closing::Removed

@@ -28,6 +28,8 @@ pub struct Passed {
 #[derive(Debug)]
 pub struct Sight {
     pub begin: Instant,
+    /// When the last attempt began, after the beginning.
+    pub last_try: Option<Duration>,
     pub tries: u64,
     pub passed: Vec<Passed>,
 }
@@ -44,6 +46,10 @@ impl Sight {
     /// Nobody was let in, and from that moment on it was the firewall that kept them out.
     pub fn expect_shut_from(&self, moment: Instant, during: &str) -> Result<()> {
         let moment = moment.saturating_duration_since(self.begin);
+        ensure!(
+            self.last_try.is_some_and(|last| last >= moment),
+            "the probe never tried after {moment:?} of {during}, from which on it counts"
+        );
         ensure!(
             self.passed
                 .iter()
@@ -73,7 +79,7 @@ pub struct Probe {
     begin: Instant,
     over: Arc<AtomicBool>,
     tries: Arc<AtomicU64>,
-    work: JoinHandle<Result<Vec<Passed>>>,
+    work: JoinHandle<Result<(Vec<Passed>, Option<Duration>)>>,
 }
 
 impl Probe {
@@ -84,8 +90,9 @@ impl Probe {
         let begin = Instant::now();
         let work = thread::spawn(move || {
             netns.inside(|| {
-                let mut passed = Vec::new();
+                let (mut passed, mut last_try) = (Vec::new(), None);
                 while !told.load(Ordering::Relaxed) {
+                    last_try = Some(begin.elapsed());
                     let answer = knock(Some(from), to, SILENCE)?;
                     let after = begin.elapsed();
                     match answer {
@@ -102,7 +109,7 @@ impl Probe {
                     counted.fetch_add(1, Ordering::Relaxed);
                     thread::sleep(PAUSE);
                 }
-                Ok(passed)
+                Ok((passed, last_try))
             })
         });
         Self {
@@ -120,9 +127,10 @@ impl Probe {
 
     pub fn end(self) -> Result<Sight> {
         self.over.store(true, Ordering::Relaxed);
-        let passed = self.work.join().ok().context("the probe fell over")??;
+        let (passed, last_try) = self.work.join().ok().context("the probe fell over")??;
         Ok(Sight {
             begin: self.begin,
+            last_try,
             tries: self.tries.load(Ordering::Relaxed),
             passed,
         })

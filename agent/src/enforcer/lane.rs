@@ -134,6 +134,8 @@ impl<T> Lane<T> {
         let Ok(upto) = &outcome.upto else {
             self.lag();
             self.not_before = Some(now.plus(RETRY_PAUSE));
+            // What follows is written anew, and that forces everything.
+            self.sync_at = None;
             return;
         };
         self.written = self.written.max(*upto);
@@ -239,6 +241,10 @@ mod tests {
     #[test]
     fn a_failure_is_tried_again_later_from_memory() {
         let mut lane = Lane::new(0, true);
+        // Something else waits to be forced to the disk.
+        lane.add([0], 1, false);
+        lane.next(second(0), 0, Vec::new).unwrap();
+        lane.answered(&outcome(Ok(1)), second(0));
         lane.add([1], 1, true);
         lane.next(second(0), 1, Vec::new).unwrap();
         lane.answered(&outcome(Err(NotWritten::NoWriter)), second(0));

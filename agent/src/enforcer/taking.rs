@@ -149,13 +149,14 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         let count = refused
             .saturating_add(self.closed.len())
             .saturating_add(change.opening(now));
-        let last = self.giving.back().map_or(0, |(_, upto)| *upto);
+        let last = self.giving.back().map_or(self.given, |(_, upto)| *upto);
         let upto = last
             .max(self.outbox.last())
             .saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
         change.give_numbers(Numbers {
             upto,
             boot_id: self.time.boot_id(),
+            before: self.outbox.before(),
         });
         if self.giving.len() >= MOST_WAITING {
             self.giving.pop_front();

@@ -71,13 +71,11 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         self.add_receipts(happenings);
         unreported.closed.extend(removed);
         if !unreported.is_empty() {
-            let record = self.ledger.reported(unreported);
-            // Without it the receipts are made once more after a crash, which does no harm.
-            if self.reported.len() >= MOST_REPORTS {
-                let given_up = self.reported.pop_front();
-                given_up
-                    .iter()
-                    .for_each(|(_, record)| self.ledger.receipts_kept(record));
+            let mut record = self.ledger.reported(unreported);
+            if self.reported.len() >= MOST_REPORTS
+                && let Some((_, earlier)) = self.reported.pop_back()
+            {
+                record.add_reports(earlier);
             }
             self.reported.push_back((self.outbox.last(), record));
         }

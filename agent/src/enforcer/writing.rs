@@ -23,8 +23,16 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     /// Gives the writer what it has time for.
     pub(super) fn flush(&mut self) {
         let now = self.clock.now();
-        let (ledger, time) = (&self.ledger, &self.time);
-        let all = || snapshot(ledger, time, now);
+        let (ledger, time, reported) = (&self.ledger, &self.time, &self.reported);
+        let all = || {
+            let mut records = snapshot(ledger, time, now);
+            // Memory knows that these receipts were made, and no disk may have them.
+            let unkept = reported.iter().map(|(_, record)| record);
+            records
+                .iter_mut()
+                .for_each(|record| record.leave_out(unkept.clone()));
+            records
+        };
         if let Some(job) = self.ledger_lane.next(now, ledger.number(), all) {
             self.disk.write_ledger(job);
         }

@@ -98,6 +98,8 @@ pub struct AssignedRecord {
 pub struct Numbers {
     pub upto: u64,
     pub boot_id: BootId,
+    /// Up to here the same holds of earlier boots.
+    pub before: u64,
 }
 
 impl Record {
@@ -123,6 +125,37 @@ impl Record {
             Self::Removed { early, .. } => *early,
             Self::Carried { .. } => true,
             Self::Reported { .. } | Self::Marked(_) => false,
+        }
+    }
+
+    /// Of what it reports, takes out what these report.
+    pub fn leave_out<'r>(&mut self, others: impl Iterator<Item = &'r Self>) {
+        let Self::Reported { opened, closed } = self else {
+            return;
+        };
+        let (mut not_opened, mut not_closed) = (BTreeSet::<GrantId>::new(), BTreeSet::<GrantId>::new());
+        for other in others {
+            if let Self::Reported { opened, closed } = other {
+                not_opened.extend(opened);
+                not_closed.extend(closed);
+            }
+        }
+        opened.retain(|id| !not_opened.contains(id));
+        closed.retain(|id| !not_closed.contains(id));
+    }
+
+    /// Reports what the other does as well.
+    pub fn add_reports(&mut self, other: Self) {
+        if let (
+            Self::Reported { opened, closed },
+            Self::Reported {
+                opened: others,
+                closed: ended,
+            },
+        ) = (self, other)
+        {
+            opened.extend(others);
+            closed.extend(ended);
         }
     }
 

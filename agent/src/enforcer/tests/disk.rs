@@ -319,6 +319,49 @@ fn a_receipt_of_an_opening_waits_for_no_second_flush_and_its_number_is_on_disk_w
 }
 
 #[test]
+fn a_ledger_written_anew_says_of_no_receipt_that_it_was_made_before_that_is_on_disk() {
+    let mut world = World::connected();
+    world.assign(&[]);
+    world.answers();
+    let whole = world.whole(&[grant(1, ALICE, 600)]);
+    world.enforcer.hear(FromServer::Assignment(whole));
+    world.enforcer.ledger_lane.lag();
+    let written = world.disk.step().unwrap();
+    world.enforcer.written(written);
+    assert!(world.lets_in(ALICE));
+    // The ledger is there, anew; killed now, the receipt is nowhere.
+    let written = world.disk.step().unwrap();
+    let unreported = |world: &World| {
+        let boot = world.clock.boot();
+        let records = world.records.borrow().clone();
+        let ceiling = rules().ceiling;
+        let mut ledger = Ledger::replay(MACHINE, root().public(), records, ceiling.as_ref(), boot).ledger;
+        ledger.recorded(ledger.number());
+        ledger.unreported(boot.now).opened.len()
+    };
+    assert_eq!(unreported(&world), 1);
+    world.enforcer.written(written);
+    world.let_write();
+    world.after(1);
+    world.after(1);
+    assert_eq!(unreported(&world), 0, "its receipt is on disk");
+}
+
+#[test]
+fn the_number_that_was_given_never_falls() {
+    let mut world = World::connected();
+    world.assign(&[]);
+    world.answers();
+    world.enforcer.given = 40;
+    world.assign(&[grant(1, ALICE, 600)]);
+    let boot = world.clock.boot();
+    let records = world.records.borrow().clone();
+    let ledger = Ledger::replay(MACHINE, root().public(), records, None, boot).ledger;
+    assert!(ledger.numbers().is_some_and(|numbers| numbers.upto > 40));
+    assert!(world.enforcer.given > 40);
+}
+
+#[test]
 fn a_revoke_is_acknowledged_behind_the_receipt_of_the_opening() {
     let mut world = World::connected();
     world.assign(&[]);
