@@ -164,6 +164,8 @@ pub struct Enforcer<G, D, C> {
     marked_at: BootTime,
     /// Closed by the record of that number, but without a receipt yet.
     closed: Vec<(GrantId, &'static str, u64)>,
+    /// Refused before the daemon's start, perhaps without a receipt.
+    owed_refusals: Vec<(GrantId, String)>,
     /// Receipts were made, and once the one of that number is on disk the ledger's file may say so.
     reported: VecDeque<(u64, Record)>,
     fallen: Fallen,
@@ -221,6 +223,10 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             .chain(untold)
             .map(|(id, why)| (id, why.code(), 0))
             .collect();
+        let owed_refusals = ledger
+            .untold_refusals()
+            .map(|(id, code)| (id, code.to_owned()))
+            .collect();
         let mut enforcer = Self {
             rules,
             clock,
@@ -248,6 +254,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             },
             disk_hangs: false,
             closed,
+            owed_refusals,
             reports: VecDeque::new(),
             stream: None,
         };

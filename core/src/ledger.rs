@@ -147,6 +147,8 @@ pub struct Ledger {
     revoked: BTreeMap<GrantId, Timestamp>,
     /// Closed before their end after they were reported as open, and no receipt is known to be on disk.
     untold: BTreeMap<GrantId, Closing>,
+    /// Refused, and no receipt is known to be on disk.
+    untold_refusals: BTreeSet<GrantId>,
     /// The number of the last record that was made.
     number: u64,
     numbers: Option<Numbers>,
@@ -168,6 +170,7 @@ impl Ledger {
             unrecorded: BTreeMap::new(),
             revoked: BTreeMap::new(),
             untold: BTreeMap::new(),
+            untold_refusals: BTreeSet::new(),
             number: 0,
             numbers: None,
             in_force: None,
@@ -309,15 +312,25 @@ impl Ledger {
 
     /// The receipts that a record of [`Self::reported`] is about are on disk.
     pub fn receipts_kept(&mut self, record: &Record) {
-        if let Record::Reported { closed, .. } = record {
+        if let Record::Reported { closed, refused, .. } = record {
             closed.iter().for_each(|id| {
                 self.untold.remove(id);
+            });
+            refused.iter().for_each(|id| {
+                self.untold_refusals.remove(id);
             });
         }
     }
 
+    /// Refusals whose receipts may have been lost in a crash, each with its reason.
+    pub fn untold_refusals(&self) -> impl Iterator<Item = (GrantId, &str)> {
+        let ids = self.untold_refusals.iter();
+        ids.filter_map(|id| Some((*id, self.refused_as(*id)?)))
+    }
+
     fn remove(&mut self, id: GrantId) {
         self.owe_receipt(id, Closing::Removed);
+        self.untold_refusals.remove(&id);
         let removed = self.entries.remove(id);
         if let Some(not_after) = removed.and_then(|entry| entry.not_after()) {
             self.revoked.insert(id, not_after);
@@ -374,6 +387,9 @@ impl Ledger {
         }
         let ends: BTreeMap<_, _> = record.refused_ends.into_iter().collect();
         for (id, rejected) in refused {
+            if self.refused_as(id) != Some(rejected.code()) {
+                self.untold_refusals.insert(id);
+            }
             self.refuse(id, rejected.code().to_string(), ends.get(&id).copied());
         }
         self.entries.keep_digest();
@@ -455,7 +471,11 @@ impl Ledger {
     pub fn reported(&mut self, unreported: Unreported) -> Record {
         let Unreported { opened, closed } = unreported;
         self.mark_reported(&opened, &closed);
-        Record::Reported { opened, closed }
+        Record::Reported {
+            opened,
+            closed,
+            refused: Vec::new(),
+        }
     }
 
     fn mark_reported(&mut self, opened: &[GrantId], closed: &[GrantId]) {

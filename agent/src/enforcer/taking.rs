@@ -2,7 +2,7 @@
 
 use nightlatch_core::assignment::{Assignment, Generation};
 use nightlatch_core::keys::{ListNumber, VerifiedKeys};
-use nightlatch_core::ledger::{Change, Closing, LeftOut, Numbers};
+use nightlatch_core::ledger::{Change, Closing, LeftOut, Numbers, Record};
 use nightlatch_core::policy::VerifiedPolicy;
 use nightlatch_core::time::BootTime;
 
@@ -128,7 +128,13 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         if closes || has_guards {
             self.enforce();
         }
+        let ids = refused.iter().map(|happening| happening.grant).collect();
         self.add_receipts(refused);
+        self.note_reports(Record::Reported {
+            opened: Vec::new(),
+            closed: Vec::new(),
+            refused: ids,
+        });
         self.unanswered.push_back(Unanswered {
             number: self.ledger.number(),
             generation,

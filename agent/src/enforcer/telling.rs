@@ -2,7 +2,7 @@
 
 use nightlatch_core::assignment::Generation;
 use nightlatch_core::id::GrantId;
-use nightlatch_core::ledger::{Change, Closing};
+use nightlatch_core::ledger::{Change, Closing, Record};
 use nightlatch_core::receipt::{Done, Happening};
 use nightlatch_core::time::Timestamp;
 
@@ -68,20 +68,39 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
                 reason: String::new(),
             }
         }));
+        let owed = std::mem::take(&mut self.owed_refusals);
+        let refused = owed.iter().map(|(id, _)| *id).collect();
+        happenings.extend(owed.into_iter().map(|(grant, reason)| Happening {
+            grant,
+            event: Done::Refused,
+            at,
+            reason,
+        }));
         self.add_receipts(happenings);
         unreported.closed.extend(removed);
-        if !unreported.is_empty() {
-            let mut record = self.ledger.reported(unreported);
-            if self.reported.len() >= MOST_REPORTS
-                && let Some((_, earlier)) = self.reported.pop_back()
-            {
-                record.add_reports(earlier);
-            }
-            self.reported.push_back((self.outbox.last(), record));
-        }
+        let mut record = self.ledger.reported(unreported);
+        record.add_reports(Record::Reported {
+            opened: Vec::new(),
+            closed: Vec::new(),
+            refused,
+        });
+        self.note_reports(record);
         if self.fallen == Fallen::Untold {
             self.fallen = Fallen::Told(self.outbox.last());
         }
+    }
+
+    /// For the ledger's file once the receipts that were made last are on disk.
+    pub(super) fn note_reports(&mut self, mut record: Record) {
+        if record.reports_nothing() {
+            return;
+        }
+        if self.reported.len() >= MOST_REPORTS
+            && let Some((_, earlier)) = self.reported.pop_back()
+        {
+            record.add_reports(earlier);
+        }
+        self.reported.push_back((self.outbox.last(), record));
     }
 
     pub(super) fn add_receipts(&mut self, happenings: Vec<Happening>) {

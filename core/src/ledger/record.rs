@@ -54,6 +54,8 @@ pub enum Record {
     Reported {
         opened: Vec<GrantId>,
         closed: Vec<GrantId>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        refused: Vec<GrantId>,
     },
     Marked(Mark),
 }
@@ -128,14 +130,14 @@ impl Record {
         }
     }
 
-    /// Of what it reports, takes out what these report.
+    /// Of the openings and closings that it reports, takes out what these report.
     pub fn leave_out<'r>(&mut self, others: impl Iterator<Item = &'r Self>) {
-        let Self::Reported { opened, closed } = self else {
+        let Self::Reported { opened, closed, .. } = self else {
             return;
         };
         let (mut not_opened, mut not_closed) = (BTreeSet::<GrantId>::new(), BTreeSet::<GrantId>::new());
         for other in others {
-            if let Self::Reported { opened, closed } = other {
+            if let Self::Reported { opened, closed, .. } = other {
                 not_opened.extend(opened);
                 not_closed.extend(closed);
             }
@@ -144,18 +146,36 @@ impl Record {
         closed.retain(|id| !not_closed.contains(id));
     }
 
+    pub fn reports_nothing(&self) -> bool {
+        match self {
+            Self::Reported {
+                opened,
+                closed,
+                refused,
+            } => opened.is_empty() && closed.is_empty() && refused.is_empty(),
+            Self::Assigned(_) | Self::Removed { .. } | Self::Carried { .. } | Self::Marked(_) => true,
+        }
+    }
+
     /// Reports what the other does as well.
     pub fn add_reports(&mut self, other: Self) {
-        if let (
-            Self::Reported { opened, closed },
-            Self::Reported {
-                opened: others,
-                closed: ended,
-            },
-        ) = (self, other)
+        let Self::Reported {
+            opened,
+            closed,
+            refused,
+        } = self
+        else {
+            return;
+        };
+        if let Self::Reported {
+            opened: also_opened,
+            closed: also_closed,
+            refused: also_refused,
+        } = other
         {
-            opened.extend(others);
-            closed.extend(ended);
+            opened.extend(also_opened);
+            closed.extend(also_closed);
+            refused.extend(also_refused);
         }
     }
 
@@ -255,7 +275,16 @@ impl Ledger {
             .filter(|(_, accepted)| accepted.closed)
             .map(|(id, _)| id)
             .collect();
-        let mut records = alloc::vec![first, Record::Reported { opened, closed }];
+        let told = |(id, entry): (GrantId, &Entry)| {
+            let is_told = matches!(entry, Entry::Refused { .. }) && !self.untold_refusals.contains(&id);
+            is_told.then_some(id)
+        };
+        let reported = Record::Reported {
+            opened,
+            closed,
+            refused: self.entries.iter().filter_map(told).collect(),
+        };
+        let mut records = alloc::vec![first, reported];
         let unsettled: Vec<_> = self
             .accepted()
             .filter(|(_, accepted)| accepted.wall_end.is_some())
@@ -346,7 +375,11 @@ impl Ledger {
                         });
                     }
                 }
-                Record::Reported { opened, closed } => {
+                Record::Reported {
+                    opened,
+                    closed,
+                    refused,
+                } => {
                     fallen.extend(
                         opened
                             .iter()
@@ -355,7 +388,11 @@ impl Ledger {
                     );
                     fallen.retain(|id| !closed.contains(id));
                     ledger.mark_reported(&opened, &closed);
-                    ledger.receipts_kept(&Record::Reported { opened, closed });
+                    ledger.receipts_kept(&Record::Reported {
+                        opened,
+                        closed,
+                        refused,
+                    });
                 }
                 Record::Marked(marked) => mark = Some(marked),
             }
@@ -397,14 +434,26 @@ impl Ledger {
         }
     }
 
+    /// Those that the whole, which names all of them once more, need not tell again.
+    fn told_refusals(&self, is_whole: bool) -> BTreeMap<GrantId, String> {
+        let told = |(id, entry): (GrantId, &Entry)| match entry {
+            Entry::Refused { code, .. } if !self.untold_refusals.contains(&id) => Some((id, code.clone())),
+            Entry::Refused { .. } | Entry::Accepted(_) => None,
+        };
+        let entries = is_whole.then(|| self.entries.iter());
+        entries.into_iter().flatten().filter_map(told).collect()
+    }
+
     fn replay_assigned(
         &mut self,
         assigned: AssignedRecord,
         ceiling: Option<&Ceiling>,
         left_out: &mut Vec<LeftOut>,
     ) {
+        let told = self.told_refusals(assigned.whole);
         if assigned.whole {
             self.entries.clear();
+            self.untold_refusals.clear();
             self.revoked = assigned.revoked.into_iter().collect();
             // A refusal below says why if it was that.
             let early = assigned.untold.into_iter().map(|id| (id, Closing::Removed));
@@ -429,6 +478,10 @@ impl Ledger {
                 *why = Closing::NoLongerValid;
             }
             self.owe_receipt(id, Closing::NoLongerValid);
+            let known = self.refused_as(id).or_else(|| told.get(&id).map(String::as_str));
+            if known != Some(code.as_str()) {
+                self.untold_refusals.insert(id);
+            }
             self.refuse(id, code, ends.get(&id).copied());
         }
         if !assigned.guarded.is_empty() {

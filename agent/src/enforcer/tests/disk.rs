@@ -348,6 +348,38 @@ fn a_ledger_written_anew_says_of_no_receipt_that_it_was_made_before_that_is_on_d
 }
 
 #[test]
+fn a_refusal_without_a_receipt_on_disk_is_owed_after_a_crash_and_then_no_more() {
+    let owed = |world: &World| {
+        let boot = world.clock.boot();
+        let records = world.records.borrow().clone();
+        let ceiling = rules().ceiling;
+        let ledger = Ledger::replay(MACHINE, root().public(), records, ceiling.as_ref(), boot).ledger;
+        ledger
+            .untold_refusals()
+            .map(|(id, _)| id.uuid().as_u128())
+            .collect::<Vec<_>>()
+    };
+    let mut world = World::connected();
+    let odd = grant(1, "10.0.0.0/8", 600);
+    let whole = world.whole(std::slice::from_ref(&odd));
+    world.enforcer.hear(FromServer::Assignment(whole));
+    let written = world.disk.step().unwrap();
+    assert_eq!(owed(&world), [1]);
+    world.enforcer.written(written);
+    world.let_write();
+    world.after(1);
+    assert_eq!(owed(&world), [], "its receipt is on disk");
+
+    // Named once more with the whole, and in a ledger written anew, it has been told.
+    world.assign(std::slice::from_ref(&odd));
+    assert_eq!(owed(&world), []);
+    world.enforcer.ledger_lane.lag();
+    world.assign(&[odd, grant(2, ALICE, 600)]);
+    world.after(1);
+    assert_eq!(owed(&world), []);
+}
+
+#[test]
 fn the_number_that_was_given_never_falls() {
     let mut world = World::connected();
     world.assign(&[]);
