@@ -20,7 +20,7 @@ use crate::server::host_port;
 use crate::state::{DATABASE, State, StateError, write_new};
 use crate::store::installation::Installation;
 use crate::store::users::User;
-use crate::store::{Store, StoreError, installation, tokens, users};
+use crate::store::{Store, StoreError, tokens, users};
 
 pub use root::{export_root, remove_root};
 
@@ -63,8 +63,22 @@ pub enum ConsoleError {
         .0.display()
     )]
     CopyDiffers(PathBuf),
-    #[error("the root key was removed, but that can't be recorded, nor can the key be put back")]
-    RemovedUnrecorded(#[source] io::Error),
+    #[error(
+        "that the root key was copied to {} is recorded, but it can't be copied there: run it again with a file elsewhere",
+        path.display()
+    )]
+    NotCopied { path: PathBuf, source: io::Error },
+    #[error(
+        "that the root key was removed is recorded, but {} is not removed: run it again",
+        path.display()
+    )]
+    NotRemoved { path: PathBuf, source: io::Error },
+    #[error(
+        "the root key was removed, and that is recorded, but the disk has not confirmed it: see after the next start \
+         of this host that {} is gone",
+        path.display()
+    )]
+    RemovalUnconfirmed { path: PathBuf, source: io::Error },
 }
 
 /// An enrolment token that was just made.
@@ -86,6 +100,7 @@ pub async fn create_token(
         ca,
         store,
         installation,
+        ..
     } = Console::open(config).await?;
     let host = installation
         .host_names
@@ -129,7 +144,7 @@ pub async fn withdraw_token(
     token: &NewToken,
     now: Timestamp,
 ) -> Result<(), ConsoleError> {
-    let store = Store::open(&opened(config)?.path(DATABASE), false).await?;
+    let store = Console::open(config).await?.store;
     let mut change = store.change().await?;
     tokens::withdraw(change.connection(), &token.secret_sha256).await?;
     let message = "an enrolment token was taken back: it could not be handed over".to_owned();
@@ -154,6 +169,7 @@ pub async fn issue_user(
         ca,
         store,
         installation,
+        ..
     } = Console::open(config).await?;
     let identity = Identity {
         installation: installation.id,
@@ -183,6 +199,7 @@ pub async fn issue_user(
     let message = format!("{subject} got a certificate as {}", names.join(", "));
     let event = Event::new(now, EventKind::UserIssued, audit::CONSOLE.to_owned(), message);
     change.record(&event, Some(subject));
+    change.take_lock().await?;
     write(&key, &issued.key_pem, 0o600, OTHER_PREFIX)?;
     let rest = async {
         write(&certificate, &issued.certificate_pem, 0o644, OTHER_PREFIX)?;
@@ -201,8 +218,9 @@ pub async fn issue_user(
     Ok((certificate, key))
 }
 
-/// A state directory whose certificate authority is its database's.
+/// A state directory whose certificate authority is its database's. Each command enters by it.
 struct Console {
+    state: State,
     ca: CertificateAuthority,
     store: Store,
     installation: Installation,
@@ -210,12 +228,13 @@ struct Console {
 
 impl Console {
     async fn open(config: &ServerConfig) -> Result<Self, ConsoleError> {
-        let state = opened(config)?;
+        let state = State::at(config.state.clone());
+        state.check()?;
         let ca = state.authority()?;
-        let store = Store::open(&state.path(DATABASE), false).await?;
-        let installation = installation::read(&mut *store.read().await?).await?;
-        state.check_authority(&ca, installation.id)?;
+        let belongs = |stored: &Installation| Ok::<_, ConsoleError>(state.check_authority(&ca, stored.id)?);
+        let (store, installation) = Store::open_if(&state.path(DATABASE), belongs).await?;
         Ok(Self {
+            state,
             ca,
             store,
             installation,
@@ -223,23 +242,16 @@ impl Console {
     }
 }
 
-fn opened(config: &ServerConfig) -> Result<State, ConsoleError> {
-    let state = State::at(config.state.clone());
-    state.check()?;
-    Ok(state)
-}
-
 const OTHER_PREFIX: &str = "name other files with --out PREFIX";
 
 fn write(path: &Path, content: &str, mode: u32, next: &'static str) -> Result<(), ConsoleError> {
-    write_new(path, content.as_bytes(), mode).map_err(|source| match source.kind() {
-        io::ErrorKind::AlreadyExists => ConsoleError::Exists {
-            path: path.to_owned(),
-            next,
-        },
-        _ => ConsoleError::Write {
-            path: path.to_owned(),
-            source,
-        },
-    })
+    write_new(path, content.as_bytes(), mode).map_err(|source| unwritten(path, source, next))
+}
+
+fn unwritten(path: &Path, source: io::Error, next: &'static str) -> ConsoleError {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::AlreadyExists => ConsoleError::Exists { path, next },
+        _ => ConsoleError::Write { path, source },
+    }
 }

@@ -52,7 +52,8 @@ use crate::listener::guests::{Guests, Places};
 use crate::listener::{self, TlsError};
 use crate::policies::Policies;
 use crate::state::{DATABASE, SERVER_CERTIFICATE, SERVER_KEY, State, StateError};
-use crate::store::{Store, StoreError, installation};
+use crate::store::installation::Installation;
+use crate::store::{Store, StoreError};
 
 /// The longest that stopping takes.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -130,9 +131,9 @@ impl Server {
         let ca = state.authority()?;
         let (key, keys) = state.signing()?;
         let root = state.root_public_key()?;
-        let store = Store::open(&state.path(DATABASE), false).await?;
-        let installation = installation::read(&mut *store.read().await?).await?;
-        state.check_together(&ca, &keys, installation.id)?;
+        let belongs =
+            |stored: &Installation| Ok::<_, ServerError>(state.check_together(&ca, &keys, stored.id)?);
+        let (store, installation) = Store::open_if(&state.path(DATABASE), belongs).await?;
         let server = Identity {
             installation: installation.id,
             kind: Kind::Server,

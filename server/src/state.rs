@@ -228,11 +228,16 @@ impl State {
 
 /// Writes a file that isn't there yet, down to the disk.
 pub fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = OpenOptions::new()
+    let mut file = create_new(path, mode)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Makes an empty file where there is none.
+pub fn create_new(path: &Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
-        .open(path)?;
-    file.write_all(content)?;
-    file.sync_all()
+        .open(path)
 }

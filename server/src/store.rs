@@ -99,6 +99,19 @@ impl Store {
         })
     }
 
+    /// Opens the file if the check agrees to whose it is, and only then brings its schema up to date.
+    ///
+    /// # Errors
+    /// Those of [`Store::open`], and the check's.
+    pub async fn open_if<E: From<StoreError>>(
+        path: &Path,
+        check: impl FnOnce(&Installation) -> Result<(), E>,
+    ) -> Result<(Self, Installation), E> {
+        let installation = Self::check(path).await?;
+        check(&installation)?;
+        Ok((Self::open(path, false).await?, installation))
+    }
+
     /// Finds what would keep [`Store::open`] from using the file, and changes nothing.
     ///
     /// # Errors
@@ -186,6 +199,14 @@ impl Change {
     /// For the statements of this module's parts.
     pub fn connection(&mut self) -> &mut Connection {
         self.turn.connection()
+    }
+
+    /// Makes other processes wait from now on and not only from the first statement: before what no rollback undoes.
+    ///
+    /// # Errors
+    /// Another process takes more than five seconds.
+    pub async fn take_lock(&mut self) -> Result<(), StoreError> {
+        self.connection().send().await
     }
 
     /// Writes an event of what is changed here. `subject` is the person concerned.

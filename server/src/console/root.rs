@@ -1,47 +1,49 @@
 //! The root key's way off the server's host: copied, and removed once the copy is seen to be one.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::signing::SigningKey;
 use nightlatch_core::time::Timestamp;
 
-use super::{ConsoleError, opened, write};
+use super::{Console, ConsoleError, unwritten};
 use crate::audit;
 use crate::config::ServerConfig;
-use crate::state::{DATABASE, ROOT_EXPORTED, ROOT_KEY, State, write_new};
-use crate::store::Store;
+use crate::state::{ROOT_EXPORTED, ROOT_KEY, State, create_new};
 
 /// A key's file is a few hundred bytes long.
 const LONGEST_COPY: u64 = 16 * 1024;
+const OTHER_FILE: &str = "name another file";
 
 /// Copies the root key to a file of its own, and notes where.
 pub async fn export_root(config: &ServerConfig, file: &Path, now: Timestamp) -> Result<(), ConsoleError> {
-    let state = opened(config)?;
+    let Console { state, store, .. } = Console::open(config).await?;
     let key = root_key(&state)?;
-    let unwritten = |source| ConsoleError::Write {
-        path: file.to_owned(),
-        source,
-    };
-    let file = std::path::absolute(file).map_err(unwritten)?;
+    let file = std::path::absolute(file).map_err(|source| unwritten(file, source, OTHER_FILE))?;
     if let Some(folder) = file.parent() {
         check_outside(&state, folder)?;
     }
-    let store = Store::open(&state.path(DATABASE), false).await?;
     let mut change = store.change().await?;
     let message = format!("the root key was copied to {}", file.display());
     let event = Event::new(now, EventKind::RootExported, audit::CONSOLE.to_owned(), message);
     change.record(&event, None);
-    write(&file, &key, 0o600, "name another file")?;
+    change.take_lock().await?;
+    let mut copy = create_new(&file, 0o600).map_err(|source| unwritten(&file, source, OTHER_FILE))?;
     let rest = async {
-        state.replace(ROOT_EXPORTED, &file.to_string_lossy(), 0o600)?;
-        Ok(change.commit().await?)
+        // First of all: no copy that the log doesn't know.
+        change.commit().await?;
+        let copied = copy.write_all(key.as_bytes()).and_then(|()| copy.sync_all());
+        copied.map_err(|source| ConsoleError::NotCopied {
+            path: file.clone(),
+            source,
+        })?;
+        Ok(state.replace(ROOT_EXPORTED, &file.to_string_lossy(), 0o600)?)
     };
     let rest = rest.await;
     if rest.is_err() {
-        // No copy that the log doesn't know; one that can't be taken away is said by the error.
+        // None that is half-made or not noted; one that can't be taken away is said by the error.
         drop(fs::remove_file(&file));
     }
     store.close().await;
@@ -54,14 +56,13 @@ pub async fn remove_root(
     copy: Option<&Path>,
     now: Timestamp,
 ) -> Result<(), ConsoleError> {
-    let state = opened(config)?;
-    let key = root_key(&state)?;
+    let Console { state, store, .. } = Console::open(config).await?;
+    root_key(&state)?;
     let copy = match copy {
         Some(copy) => copy.to_owned(),
         None => noted_copy(&state)?,
     };
     check_copy(&state, &copy)?;
-    let store = Store::open(&state.path(DATABASE), false).await?;
     let mut change = store.change().await?;
     let message = format!(
         "the root key was removed from the server's host; {} is a copy of it",
@@ -69,19 +70,18 @@ pub async fn remove_root(
     );
     let event = Event::new(now, EventKind::RootRemoved, audit::CONSOLE.to_owned(), message);
     change.record(&event, None);
-    let path = state.path(ROOT_KEY);
-    let removed = fs::remove_file(&path).and_then(|()| File::open(state.directory())?.sync_all());
-    removed.map_err(|source| ConsoleError::Write {
-        path: path.clone(),
-        source,
-    })?;
-    let recorded = change.commit().await;
-    if recorded.is_err() {
-        // Nothing half-done: what the log doesn't know has not happened.
-        write_new(&path, key.as_bytes(), 0o600).map_err(ConsoleError::RemovedUnrecorded)?;
-    }
+    // First of all: no key may be gone without the log's knowing. One that is there still can be removed again.
+    change.commit().await?;
     store.close().await;
-    Ok(recorded?)
+    let path = state.path(ROOT_KEY);
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(ConsoleError::NotRemoved { path, source });
+        }
+        _ => {}
+    }
+    let confirmed = File::open(state.directory()).and_then(|directory| directory.sync_all());
+    confirmed.map_err(|source| ConsoleError::RemovalUnconfirmed { path, source })
 }
 
 fn noted_copy(state: &State) -> Result<PathBuf, ConsoleError> {

@@ -71,7 +71,8 @@ impl Connection {
         self.connection.close().await
     }
 
-    async fn send(&mut self) -> Result<(), StoreError> {
+    /// What waits goes now.
+    pub(super) async fn send(&mut self) -> Result<(), StoreError> {
         let waiting = std::mem::take(&mut self.waiting);
         if waiting.text.is_empty() {
             return Ok(());

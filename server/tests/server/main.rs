@@ -9,6 +9,7 @@ mod access;
 mod bad_calls;
 mod bounds;
 mod commands;
+mod console;
 mod crowds;
 mod ending;
 mod enrolment;
