@@ -120,7 +120,8 @@ impl State {
         stored: InstallationId,
     ) -> Result<(), StateError> {
         let pem = self.read(SERVER_CERTIFICATE)?;
-        let Ok(certificate) = CertificateDer::from_pem_slice(pem.as_bytes()) else {
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).ok();
+        let Some(certificate) = certificate.filter(|der| valid_from(der).is_ok()) else {
             return Ok(());
         };
         let unfit = || StateError::from(Stranger::Certificate(self.path(SERVER_CERTIFICATE)));

@@ -199,6 +199,21 @@ async fn a_server_certificate_of_an_earlier_authority_or_of_a_person_is_refused(
 }
 
 #[tokio::test]
+async fn a_server_certificate_that_is_none_is_issued_anew() {
+    let mut world = World::begin().await;
+    let state = world.state();
+    let garbled = "-----BEGIN CERTIFICATE-----\nbm90IGEgY2VydGlmaWNhdGU=\n-----END CERTIFICATE-----\n";
+    for damaged in ["", "not PEM", garbled] {
+        world.stop().await;
+        state.replace("server.pem", damaged, 0o644).unwrap();
+        Server::check(&world.config).await.unwrap();
+        world.start().await;
+        assert!(state.read("server.pem").unwrap().len() > damaged.len());
+        world.client(&world.admin()).await.events().await;
+    }
+}
+
+#[tokio::test]
 async fn a_state_directory_that_others_may_use_is_refused() {
     let mut world = World::begin().await;
     world.stop().await;
