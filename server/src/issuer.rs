@@ -137,14 +137,14 @@ impl Issuer {
                 let signed = self
                     .carry_out(&mut change, caller, &machines, &request, approved, now)
                     .await?;
+                // Before anyone can know of it, so that nothing falls between.
+                let news = self
+                    .fleet
+                    .listen(request.id, machines.iter().map(|machine| machine.id));
                 change.commit().await?;
                 if signed < machines.len() {
                     self.patience.note(&request);
                 }
-                // Listening begins before anyone is told, so that nothing falls between.
-                let news = self
-                    .fleet
-                    .listen(request.id, machines.iter().map(|machine| machine.id));
                 for machine in &machines {
                     self.fleet.publish(machine.id);
                 }
