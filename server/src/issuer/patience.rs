@@ -14,7 +14,7 @@ use super::Issuer;
 use super::waiting::{WAITS_AT_MOST, given_up, settle};
 use crate::causes::in_one_line;
 use crate::store::requests::{Fate, Outcome, Request};
-use crate::store::{StoreError, requests};
+use crate::store::{Change, StoreError, requests};
 
 /// The wall clock may be set meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -119,29 +119,32 @@ impl Issuer {
 
     /// Learns what has waited since before the server was started.
     async fn recall(&self) -> Result<(), StoreError> {
-        let mut last = None;
+        let mut last = String::new();
         loop {
             let mut connection = self.store.read().await?;
-            let found = requests::waiting(&mut connection, last, MOST_TOGETHER).await?;
+            let found = requests::waiting(&mut connection, &last, MOST_TOGETHER).await?;
             drop(connection);
-            let Some(newest) = found.last() else {
+            let Some((newest, _)) = found.last() else {
                 return Ok(());
             };
-            last = Some(newest.id);
-            for request in &found {
-                self.patience.note(request);
+            last.clone_from(newest);
+            for (id, request) in found {
+                match request {
+                    Ok(request) => self.patience.note(&request),
+                    Err(error) => pass_over(&id, error)?,
+                }
             }
         }
     }
 
     async fn give_up(&self, past: &[(Timestamp, RequestId)], now: Timestamp) -> Result<(), StoreError> {
-        let is_waiting = |outcome: &Outcome| outcome.fate == Fate::Waiting;
         let mut connection = self.store.read().await?;
         let mut waiting = Vec::new();
         for (_, id) in past {
-            let outcomes = requests::outcomes(&mut connection, *id).await?;
-            if outcomes.iter().any(is_waiting) {
-                waiting.push(*id);
+            match requests::outcomes(&mut connection, *id).await {
+                Ok(outcomes) if outcomes.iter().any(is_waiting) => waiting.push(*id),
+                Ok(_settled) => {}
+                Err(error) => pass_over(&id.to_string(), error)?,
             }
         }
         drop(connection);
@@ -150,25 +153,48 @@ impl Issuer {
         }
         let mut change = self.store.change().await?;
         for id in &waiting {
-            let Some(request) = requests::find(change.connection(), *id).await? else {
-                continue;
-            };
-            let Some(fate) = given_up(&request, now) else {
-                continue;
-            };
-            let outcomes = requests::outcomes(change.connection(), *id).await?;
-            for Outcome {
-                machine,
-                machine_name,
-                ..
-            } in outcomes.iter().filter(|outcome| is_waiting(outcome))
-            {
-                settle(&mut change, (*machine, machine_name), &request, &fate, now).await?;
+            if let Err(error) = settle_past(&mut change, *id, now).await {
+                pass_over(&id.to_string(), error)?;
             }
         }
         change.commit().await?;
         self.fleet.tell_of(&waiting);
         Ok(())
+    }
+}
+
+fn is_waiting(outcome: &Outcome) -> bool {
+    outcome.fate == Fate::Waiting
+}
+
+/// All is read before anything is written, so that what can't be read leaves nothing half-done.
+async fn settle_past(change: &mut Change, id: RequestId, now: Timestamp) -> Result<(), StoreError> {
+    let Some(request) = requests::find(change.connection(), id).await? else {
+        return Ok(());
+    };
+    let Some(fate) = given_up(&request, now) else {
+        return Ok(());
+    };
+    let outcomes = requests::outcomes(change.connection(), id).await?;
+    for Outcome {
+        machine,
+        machine_name,
+        ..
+    } in outcomes.iter().filter(|outcome| is_waiting(outcome))
+    {
+        settle(change, (*machine, machine_name), &request, &fate, now).await?;
+    }
+    Ok(())
+}
+
+/// What can't be read now can't be read later, and must not keep the rest.
+fn pass_over(id: &str, error: StoreError) -> Result<(), StoreError> {
+    match error {
+        StoreError::Unreadable { .. } | StoreError::Query(sqlx::Error::ColumnDecode { .. }) => {
+            warn!(request = %id, error = %in_one_line(&error), "a request can't be read, so it is never given up");
+            Ok(())
+        }
+        other => Err(other),
     }
 }
 

@@ -240,21 +240,23 @@ pub async fn waiting_for(
     rows.iter().map(request).collect()
 }
 
-/// Those that wait for any machine, oldest first, after one of them.
+/// Those that wait for any machine, oldest first, after one of them; each with its id, and as it could be read.
 pub async fn waiting(
     connection: &mut Connection,
-    after: Option<RequestId>,
+    after: &str,
     most: usize,
-) -> Result<Vec<Request>, StoreError> {
+) -> Result<Vec<(String, Result<Request, StoreError>)>, StoreError> {
     let rows = sql(
         "SELECT id, subject, created_at, wish FROM requests
          WHERE id > $1 AND id IN (SELECT request FROM outcomes WHERE state = 'waiting') ORDER BY id LIMIT $2",
     )
-    .bind(after.map(|id| id.to_string()).unwrap_or_default())
+    .bind(after)
     .bind(i64::try_from(most).unwrap_or(i64::MAX))
     .rows(connection)
     .await?;
-    rows.iter().map(request).collect()
+    rows.iter()
+        .map(|row| Ok((text(row, "id")?, request(row))))
+        .collect()
 }
 
 /// Those that were asked for up to a moment.
