@@ -68,7 +68,7 @@ impl<'o> Way<'o> {
             let family = family(address);
             families.is_empty() || family.is_some_and(|family| families.contains(&family))
         };
-        let known = || outcome.addresses.iter().filter(|address| !address.is_empty());
+        let known = || outcome.addresses.iter();
         match (known().find(fits), known().next(), families.first()) {
             (Some(address), ..) => Self::Address(address),
             (None, Some(known), Some(wanted)) => Self::Name {

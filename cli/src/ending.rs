@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::client::Client;
 use crate::client::calls::{GrantFilter, RequestFilter};
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, SHOWS_GRANTS};
 use crate::grants::{end_verdict, table};
 use crate::naming::{MachineRef, Target, request_resource};
 use crate::output::{self, Output, printable};
@@ -286,7 +286,8 @@ fn show(results: Vec<Result<Ended, Failure>>, output: &Output) -> Result<Exit, F
         }
     }
     shown.error = shown.errors.first().cloned();
-    write(&shown, nothing, output).map_err(|failure| failure.or_untold(|| shown.stands()))?;
+    write(&shown, nothing, output)
+        .map_err(|failure| failure.or_untold(|| Some((shown.stands()?, SHOWS_GRANTS.to_string()))))?;
     Ok(worst(&exits))
 }
 

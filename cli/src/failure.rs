@@ -13,6 +13,10 @@ use crate::record::ErrorRecord;
 use crate::settings::InvalidSettings;
 use crate::when;
 
+/// The next step where what became of grants could not be written.
+pub(crate) const SHOWS_GRANTS: &str =
+    "`nightlatch list grants --live` shows what is open, `nightlatch done` ends it";
+
 /// Scripts rely on these numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -81,6 +85,8 @@ pub(crate) enum Failure {
         error: io::Error,
         /// What was done all the same.
         stands: String,
+        /// The next step.
+        next: String,
     },
     #[error("interrupted while waiting for the server's answer")]
     Interrupted,
@@ -119,9 +125,7 @@ impl Failure {
             Self::EndPassed(_) => Some("name a later moment with --until, or a length with --for".to_string()),
             Self::TooMany { .. } => Some("ask for some of them first".to_string()),
             Self::NamedTwice(_) => Some("name each machine once".to_string()),
-            Self::Untold { .. } => Some(
-                "`nightlatch list grants --live` shows what is open, `nightlatch done` ends it".to_string(),
-            ),
+            Self::Untold { next, .. } => Some(next.clone()),
             Self::NotConfirmed(_) => Some("name the grants or a --machine, or add --yes".to_string()),
             Self::Interrupted => Some(
                 "the server may have taken it: `nightlatch list grants` and `nightlatch list requests --waiting` show what holds, `nightlatch done` ends it"
@@ -131,11 +135,11 @@ impl Failure {
         }
     }
 
-    /// Says what stands all the same, where no more than the result could not be written.
-    pub(crate) fn or_untold(self, stands: impl FnOnce() -> Option<String>) -> Self {
+    /// Says what stands all the same and the next step, where no more than the result could not be written.
+    pub(crate) fn or_untold(self, stands: impl FnOnce() -> Option<(String, String)>) -> Self {
         match self {
             Self::Write(error) => match stands() {
-                Some(stands) => Self::Untold { error, stands },
+                Some((stands, next)) => Self::Untold { error, stands, next },
                 None => Self::Write(error),
             },
             other => other,

@@ -133,27 +133,39 @@ pub(crate) async fn set(wanted: Wanted, connection: &Connection, output: &Output
     };
     let after = after.await;
     let consequences = after.as_ref().ok().map(|(consequences, _)| consequences);
-    write_set(set, consequences, output).map_err(|failure| {
-        failure.or_untold(|| Some(format!("the policy of {machine} is set all the same")))
-    })?;
-    let (consequences, at) = match after {
-        Ok(after) => after,
+    // Told first: it holds whether the result can be written or not.
+    let exit = match &after {
+        Ok((consequences, at)) => {
+            consequences.tell(at);
+            in_effect(at, "its ports are shut when it connects")
+        }
         Err(failure) => {
             output::warn(format_args!(
                 "the policy is set, but whether {machine} is connected and what is open there can't be found out: {failure}"
             ));
-            return Ok(Exit::Done);
+            Exit::Done
         }
     };
-    consequences.tell(&at);
+    write_set(set, consequences, output).map_err(|failure| {
+        failure.or_untold(|| {
+            let stands = format!("the policy of {machine} is set all the same");
+            Some((stands, shows_policy(&machine)))
+        })
+    })?;
+    Ok(exit)
+}
+
+/// Whether a change is in effect on the host; where it is not, what is to come is told.
+fn in_effect(at: &MachineRecord, to_come: &str) -> Exit {
     if at.state == MachineState::Connected {
-        return Ok(Exit::Done);
+        return Exit::Done;
     }
-    output::hint(format_args!(
-        "{} is away: its ports are shut when it connects",
-        at.machine
-    ));
-    Ok(Exit::NotYet)
+    output::hint(format_args!("{} is away: {to_come}", at.machine));
+    Exit::NotYet
+}
+
+fn shows_policy(machine: &MachineRef) -> String {
+    format!("`nightlatch policy show {machine}` shows what holds")
 }
 
 fn write_set(
@@ -194,27 +206,26 @@ pub(crate) async fn delete(
         Ok::<_, Failure>((Consequences::of(&before, None, &at, &[]), ended, at))
     };
     let after = after.await;
-    write_deleted(&machine, after.as_ref().ok(), output).map_err(|failure| {
-        failure.or_untold(|| Some(format!("the policy of {machine} is deleted all the same")))
-    })?;
-    let (consequences, _, at) = match after {
-        Ok(after) => after,
+    // Told first: it holds whether the result can be written or not.
+    let exit = match &after {
+        Ok((consequences, _, at)) => {
+            consequences.tell(at);
+            in_effect(at, "its ports stay shut and its grants run on until it connects")
+        }
         Err(failure) => {
             output::warn(format_args!(
                 "the policy is deleted, but what is open on {machine} now can't be found out: {failure}"
             ));
-            return Ok(Exit::Done);
+            Exit::Done
         }
     };
-    consequences.tell(&at);
-    if at.state == MachineState::Connected {
-        return Ok(Exit::Done);
-    }
-    output::hint(format_args!(
-        "{} is away: its ports stay shut and its grants run on until it connects",
-        at.machine
-    ));
-    Ok(Exit::NotYet)
+    write_deleted(&machine, after.as_ref().ok(), output).map_err(|failure| {
+        failure.or_untold(|| {
+            let stands = format!("the policy of {machine} is deleted all the same");
+            Some((stands, shows_policy(&machine)))
+        })
+    })?;
+    Ok(exit)
 }
 
 fn write_deleted(
@@ -235,9 +246,8 @@ fn write_deleted(
         Some(ended) => format!("these grants end: {}", consequences::some_of(ended)),
         None => "its grants end".to_string(),
     };
-    output.line(&printable(&format!("{machine}: the policy is deleted, {grants}")))?;
     output::hint("ports that the host's own agent.toml lists stay guarded");
-    Ok(())
+    output.line(&printable(&format!("{machine}: the policy is deleted, {grants}")))
 }
 
 fn write(policy: PolicyRecord, output: &Output) -> Result<(), Failure> {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::client::Client;
 use crate::connecting::{self, Way};
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, SHOWS_GRANTS};
 use crate::following::{Patience, awaited, follow, is_settled, verdict};
 use crate::naming::MachineRef;
 use crate::output::{self, Output, printable};
@@ -257,7 +257,8 @@ fn show(request: RequestRecord, output: &Output) -> Result<(), Failure> {
         output::error(lost_line(outcome));
     }
     let told = stands(&request);
-    write(request, output, false).map_err(|failure| failure.or_untold(|| told))
+    write(request, output, false)
+        .map_err(|failure| failure.or_untold(|| Some((told?, SHOWS_GRANTS.to_string()))))
 }
 
 /// For those who only look: what was refused is no error of theirs.

@@ -167,6 +167,8 @@ impl From<pb::Outcome> for OutcomeRecord {
             address,
             offline_since,
         } = outcome;
+        let address = plain_address(address);
+        let is_known = !address.is_empty();
         Self {
             machine: machine_display_name,
             machine_id: bare_id(&machine),
@@ -175,8 +177,8 @@ impl From<pb::Outcome> for OutcomeRecord {
             end_time: moment(end_time),
             reason,
             message,
-            addresses: vec![plain_address(address.clone())],
-            address: plain_address(address),
+            addresses: is_known.then(|| address.clone()).into_iter().collect(),
+            address,
             offline_since: moment(offline_since),
         }
     }

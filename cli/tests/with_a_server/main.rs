@@ -403,6 +403,40 @@ fn what_was_done_is_told_even_if_the_result_cannot_be_written() {
 }
 
 #[test]
+fn what_a_change_of_policy_leads_to_is_told_even_if_the_result_cannot_be_written() {
+    let fake = Fake::start();
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let set = ["policy", "set", "was-1", "--port", "9200/tcp"];
+    for (words, says) in [
+        (
+            &set[..],
+            &["9200/tcp is shut on was-1", "is set all the same"][..],
+        ),
+        (
+            &["policy", "set", "away-1", "--port", "22/tcp"],
+            &["away-1 is away: its ports are shut when it connects"],
+        ),
+        (&["policy", "delete", "was-1"], &["is deleted all the same"]),
+    ] {
+        for format in ["table", "json"] {
+            let words = [words, &["--output", format]].concat();
+            let child = fake.command(&words).stdout(full()).stderr(Stdio::piped()).spawn();
+            let output = child.unwrap().wait_with_output().unwrap();
+            assert_ends(&output, 4, says);
+            let said = text(&output.stderr);
+            if words[2] == "was-1" {
+                assert!(said.contains("on was-1 now nothing guards 22/tcp"), "{said}");
+            }
+            assert!(
+                said.contains(&format!("nightlatch policy show {}", words[2]))
+                    && !said.contains("nightlatch done"),
+                "{said}"
+            );
+        }
+    }
+}
+
+#[test]
 fn an_address_that_the_grant_does_not_cover_is_not_advised() {
     let fake = Fake::start();
     let advice = |source: &str| {
