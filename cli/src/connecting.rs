@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use nightlatch_core::prefix::{Family, InvalidPrefix, Prefix};
+use nightlatch_core::prefix::{Family, InvalidPrefix, NoSender, Prefix};
 use nightlatch_proto::convert::access::Source;
 
 use crate::record::OutcomeRecord;
@@ -14,19 +14,8 @@ pub(crate) enum InvalidSource {
     #[error(transparent)]
     Prefix(#[from] InvalidPrefix),
     #[error("{given} is {kind}: nobody connects from there; write the address you connect from, or `me`")]
-    NoSender { given: Prefix, kind: &'static str },
+    NoSender { given: Prefix, kind: NoSender },
 }
-
-/// Addresses that no packet to a guarded port comes from. A host's own loopback is never guarded.
-const NO_SENDERS: [(&str, &str); 7] = [
-    ("0.0.0.0/8", "no address (0.0.0.0/8)"),
-    ("127.0.0.0/8", "the loopback of each host"),
-    ("224.0.0.0/4", "a multicast address"),
-    ("255.255.255.255/32", "the broadcast address"),
-    ("::/128", "no address (::)"),
-    ("::1/128", "the loopback of each host"),
-    ("ff00::/8", "a multicast address"),
-];
 
 /// # Errors
 /// Neither `me` nor an address or prefix, or one that nobody connects from.
@@ -35,9 +24,8 @@ pub(crate) fn source(text: &str) -> Result<Source, InvalidSource> {
         return Ok(Source::Caller);
     }
     let given: Prefix = text.parse()?;
-    let covers = |wide: &str| wide.parse::<Prefix>().is_ok_and(|wide| wide.covers(given));
-    match NO_SENDERS.iter().find(|(wide, _)| covers(wide)) {
-        Some((_, kind)) => Err(InvalidSource::NoSender { given, kind }),
+    match given.no_sender() {
+        Some(kind) => Err(InvalidSource::NoSender { given, kind }),
         None => Ok(Source::Prefix(given)),
     }
 }

@@ -2,7 +2,7 @@
 
 use alloc::string::{String, ToString};
 use core::fmt;
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -29,6 +29,41 @@ impl Family {
         }
     }
 }
+
+/// What addresses are that nobody connects to a guarded port from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoSender {
+    Unspecified,
+    Loopback,
+    Multicast,
+    Broadcast,
+}
+
+impl fmt::Display for NoSender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unspecified => "no address",
+            Self::Loopback => "the loopback of each host",
+            Self::Multicast => "a multicast address",
+            Self::Broadcast => "the broadcast address",
+        })
+    }
+}
+
+/// RFC 1122 3.2.1.3, RFC 4291 2.5.2, 2.5.3 and 2.7.
+const NO_SENDERS: [(IpAddr, u8, NoSender); 7] = [
+    (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8, NoSender::Unspecified),
+    (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8, NoSender::Loopback),
+    (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4, NoSender::Multicast),
+    (IpAddr::V4(Ipv4Addr::BROADCAST), 32, NoSender::Broadcast),
+    (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 128, NoSender::Unspecified),
+    (IpAddr::V6(Ipv6Addr::LOCALHOST), 128, NoSender::Loopback),
+    (
+        IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)),
+        8,
+        NoSender::Multicast,
+    ),
+];
 
 /// Why a text is no source prefix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -87,17 +122,18 @@ impl Prefix {
         self.0.contains(&other.0)
     }
 
-    /// Whether any packet's sender may lie in it: not one in the unspecified address, the limited broadcast or
-    /// multicast alone (RFC 1122 3.2.1.3, RFC 4291 2.5.2 and 2.7).
+    /// What it is, where nobody connects to a guarded port from any of its addresses.
+    pub fn no_sender(self) -> Option<NoSender> {
+        let mut kinds = NO_SENDERS.into_iter();
+        kinds.find_map(|(address, length, kind)| {
+            let wide = Self::around(address, length)?;
+            wide.covers(self).then_some(kind)
+        })
+    }
+
+    /// Whether any packet's sender may lie in it. On the host itself that may be its loopback.
     pub fn can_send(self) -> bool {
-        let address = self.address();
-        let is_alone = self.length() == self.family().bits();
-        let is_broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-        let is_multicast = match address {
-            IpAddr::V4(v4) => v4.is_multicast() && self.length() >= 4,
-            IpAddr::V6(v6) => v6.is_multicast() && self.length() >= 8,
-        };
-        !is_multicast && !(is_alone && (address.is_unspecified() || is_broadcast))
+        matches!(self.no_sender(), None | Some(NoSender::Loopback))
     }
 
     /// The prefix of `length` bits that `address` lies in, if the family has that many bits.
@@ -169,6 +205,8 @@ mod tests {
             ("0.0.0.0", false),
             ("::", false),
             ("255.255.255.255", false),
+            ("0.0.0.0/8", false),
+            ("0.1.2.3", false),
             ("224.0.0.1", false),
             ("224.0.0.0/4", false),
             ("ff02::1", false),
@@ -180,6 +218,25 @@ mod tests {
             ("fe80::1", true),
         ] {
             assert_eq!(text.parse::<Prefix>().unwrap().can_send(), can, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_sender_is_named_by_its_kind() {
+        for (text, kind) in [
+            ("0.0.0.0/8", Some(NoSender::Unspecified)),
+            ("::", Some(NoSender::Unspecified)),
+            ("127.0.0.0/8", Some(NoSender::Loopback)),
+            ("::1", Some(NoSender::Loopback)),
+            ("239.1.0.0/16", Some(NoSender::Multicast)),
+            ("ff02::1", Some(NoSender::Multicast)),
+            ("255.255.255.255", Some(NoSender::Broadcast)),
+            ("126.0.0.0/7", None),
+            ("::/127", None),
+            ("255.255.255.0/24", None),
+            ("192.0.2.7", None),
+        ] {
+            assert_eq!(text.parse::<Prefix>().unwrap().no_sender(), kind, "{text}");
         }
     }
 

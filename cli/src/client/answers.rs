@@ -349,6 +349,19 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_was_never_seen_has_no_addresses() {
+        let addresses = |address: &str| {
+            let outcome = pb::Outcome {
+                address: address.to_string(),
+                ..pb::Outcome::default()
+            };
+            OutcomeRecord::from(outcome).addresses
+        };
+        assert!(addresses("").is_empty());
+        assert_eq!(addresses("::ffff:192.0.2.10"), ["192.0.2.10"]);
+    }
+
+    #[test]
     fn the_json_of_a_grant_keeps_its_shape() {
         let json = serde_json::to_value(GrantRecord::from(grant())).unwrap();
         let expected = serde_json::json!({
