@@ -62,11 +62,10 @@ fn from_install_to_purge(suite: Suite) -> Result<()> {
     let inits = [story.control.init_process(), story.web.init_process()];
     drop(site);
     told?;
-    ensure!(
-        !inits.into_iter().flatten().any(Process::is_alive),
-        "guests outlive their test"
-    );
-    Ok(())
+    // A killed one may still wait for the disk.
+    wait::until_true("guests outlive their test", PATIENCE, || {
+        Ok(!inits.into_iter().flatten().any(Process::is_alive))
+    })
 }
 
 struct Story<'s> {
@@ -245,9 +244,12 @@ impl Story<'_> {
             !refused.succeeded() && refused.stderr.contains("stop it"),
             "{refused}"
         );
-        ensure!(self.reaches(ALICE)?, "a removal that failed shut an open grant");
         self.web.sh("systemctl stop holder")?;
-        self.wait_agent()
+        self.wait_agent()?;
+        // Where the disk takes longer than lockdown waits, it shuts what is open until the agent is back.
+        wait::until_true("a removal that failed left an open grant shut", PATIENCE, || {
+            self.reaches(ALICE)
+        })
     }
 
     /// It stays off until a short grant has ended: that one never comes back.
