@@ -469,12 +469,16 @@ impl Ledger {
 
     /// Receipts were made; the record for the ledger's file, which may be written late.
     pub fn reported(&mut self, unreported: Unreported) -> Record {
-        let Unreported { opened, closed } = unreported;
+        let Unreported {
+            opened,
+            closed,
+            refused,
+        } = unreported;
         self.mark_reported(&opened, &closed);
         Record::Reported {
             opened,
             closed,
-            refused: Vec::new(),
+            refused,
         }
     }
 
@@ -559,16 +563,19 @@ impl Ledger {
     }
 }
 
-/// Openings and ends without a receipt.
+/// Openings, ends and refusals without a receipt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unreported {
     pub opened: Vec<GrantId>,
     pub closed: Vec<GrantId>,
+    /// [`Ledger::unreported`] names none: they are known when they are made, and [`Ledger::untold_refusals`] after a
+    /// restart.
+    pub refused: Vec<GrantId>,
 }
 
 impl Unreported {
     pub fn is_empty(&self) -> bool {
-        self.opened.is_empty() && self.closed.is_empty()
+        self.opened.is_empty() && self.closed.is_empty() && self.refused.is_empty()
     }
 }
 

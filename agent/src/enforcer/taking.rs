@@ -2,7 +2,7 @@
 
 use nightlatch_core::assignment::{Assignment, Generation};
 use nightlatch_core::keys::{ListNumber, VerifiedKeys};
-use nightlatch_core::ledger::{Change, Closing, LeftOut, Numbers, Record};
+use nightlatch_core::ledger::{Change, Closing, LeftOut, Numbers, Unreported};
 use nightlatch_core::policy::VerifiedPolicy;
 use nightlatch_core::time::BootTime;
 
@@ -130,10 +130,9 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         }
         let ids = refused.iter().map(|happening| happening.grant).collect();
         self.add_receipts(refused);
-        self.note_reports(Record::Reported {
-            opened: Vec::new(),
-            closed: Vec::new(),
+        self.note(Unreported {
             refused: ids,
+            ..Unreported::default()
         });
         self.unanswered.push_back(Unanswered {
             number: self.ledger.number(),

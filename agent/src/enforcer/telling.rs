@@ -2,7 +2,7 @@
 
 use nightlatch_core::assignment::Generation;
 use nightlatch_core::id::GrantId;
-use nightlatch_core::ledger::{Change, Closing, Record};
+use nightlatch_core::ledger::{Change, Closing, Unreported};
 use nightlatch_core::receipt::{Done, Happening};
 use nightlatch_core::time::Timestamp;
 
@@ -69,7 +69,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             }
         }));
         let owed = std::mem::take(&mut self.owed_refusals);
-        let refused = owed.iter().map(|(id, _)| *id).collect();
+        unreported.refused.extend(owed.iter().map(|(id, _)| *id));
         happenings.extend(owed.into_iter().map(|(grant, reason)| Happening {
             grant,
             event: Done::Refused,
@@ -78,23 +78,18 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         }));
         self.add_receipts(happenings);
         unreported.closed.extend(removed);
-        let mut record = self.ledger.reported(unreported);
-        record.add_reports(Record::Reported {
-            opened: Vec::new(),
-            closed: Vec::new(),
-            refused,
-        });
-        self.note_reports(record);
+        self.note(unreported);
         if self.fallen == Fallen::Untold {
             self.fallen = Fallen::Told(self.outbox.last());
         }
     }
 
     /// For the ledger's file once the receipts that were made last are on disk.
-    pub(super) fn note_reports(&mut self, mut record: Record) {
-        if record.reports_nothing() {
+    pub(super) fn note(&mut self, reported: Unreported) {
+        if reported.is_empty() {
             return;
         }
+        let mut record = self.ledger.reported(reported);
         if self.reported.len() >= MOST_REPORTS
             && let Some((_, earlier)) = self.reported.pop_back()
         {

@@ -146,17 +146,6 @@ impl Record {
         closed.retain(|id| !not_closed.contains(id));
     }
 
-    pub fn reports_nothing(&self) -> bool {
-        match self {
-            Self::Reported {
-                opened,
-                closed,
-                refused,
-            } => opened.is_empty() && closed.is_empty() && refused.is_empty(),
-            Self::Assigned(_) | Self::Removed { .. } | Self::Carried { .. } | Self::Marked(_) => true,
-        }
-    }
-
     /// Reports what the other does as well.
     pub fn add_reports(&mut self, other: Self) {
         let Self::Reported {

@@ -10,13 +10,18 @@ fn replies(rest: &[ToServer]) -> Vec<Taken> {
     replies.collect()
 }
 
+/// The ledger that a restart finds.
+fn replayed(world: &World) -> Ledger {
+    let records = world.records.borrow().clone();
+    let ceiling = rules().ceiling;
+    let boot = world.clock.boot();
+    Ledger::replay(MACHINE, root().public(), records, ceiling.as_ref(), boot).ledger
+}
+
 /// The grants that a restart finds.
 fn read_back(world: &World) -> Vec<u128> {
-    let boot = world.clock.boot();
-    let records = world.records.borrow().clone();
-    let ledger = Ledger::replay(MACHINE, root().public(), records, rules().ceiling.as_ref(), boot).ledger;
-    ledger
-        .held(boot.now)
+    replayed(world)
+        .held(world.clock.boot().now)
         .map(|held| held.grant.id.uuid().as_u128())
         .collect()
 }
@@ -246,11 +251,7 @@ fn the_whole_counts_although_many_changes_came_before_its_record() {
 #[test]
 fn a_closing_without_a_receipt_on_disk_is_owed_after_a_crash() {
     let untold = |world: &World| {
-        let boot = world.clock.boot();
-        let records = world.records.borrow().clone();
-        let ceiling = rules().ceiling;
-        let ledger = Ledger::replay(MACHINE, root().public(), records, ceiling.as_ref(), boot).ledger;
-        ledger
+        replayed(world)
             .untold()
             .map(|(id, why)| (id.uuid().as_u128(), why))
             .collect::<Vec<_>>()
@@ -296,10 +297,8 @@ fn a_receipt_of_an_opening_waits_for_no_second_flush_and_its_number_is_on_disk_w
         "{job:?}"
     );
     let numbers = |world: &World| {
-        let boot = world.clock.boot();
-        let records = world.records.borrow().clone();
-        let ledger = Ledger::replay(MACHINE, root().public(), records, None, boot).ledger;
-        ledger.numbers().map(|numbers| (numbers.upto, numbers.boot_id))
+        let numbers = replayed(world).numbers();
+        numbers.map(|numbers| (numbers.upto, numbers.boot_id))
     };
     assert_eq!(numbers(&world), Some((job.upto, world.clock.boot_id)));
     world.let_write();
@@ -332,12 +331,9 @@ fn a_ledger_written_anew_says_of_no_receipt_that_it_was_made_before_that_is_on_d
     // The ledger is there, anew; killed now, the receipt is nowhere.
     let written = world.disk.step().unwrap();
     let unreported = |world: &World| {
-        let boot = world.clock.boot();
-        let records = world.records.borrow().clone();
-        let ceiling = rules().ceiling;
-        let mut ledger = Ledger::replay(MACHINE, root().public(), records, ceiling.as_ref(), boot).ledger;
+        let mut ledger = replayed(world);
         ledger.recorded(ledger.number());
-        ledger.unreported(boot.now).opened.len()
+        ledger.unreported(world.clock.boot().now).opened.len()
     };
     assert_eq!(unreported(&world), 1);
     world.enforcer.written(written);
@@ -350,11 +346,7 @@ fn a_ledger_written_anew_says_of_no_receipt_that_it_was_made_before_that_is_on_d
 #[test]
 fn a_refusal_without_a_receipt_on_disk_is_owed_after_a_crash_and_then_no_more() {
     let owed = |world: &World| {
-        let boot = world.clock.boot();
-        let records = world.records.borrow().clone();
-        let ceiling = rules().ceiling;
-        let ledger = Ledger::replay(MACHINE, root().public(), records, ceiling.as_ref(), boot).ledger;
-        ledger
+        replayed(world)
             .untold_refusals()
             .map(|(id, _)| id.uuid().as_u128())
             .collect::<Vec<_>>()
@@ -386,10 +378,8 @@ fn the_number_that_was_given_never_falls() {
     world.answers();
     world.enforcer.given = 40;
     world.assign(&[grant(1, ALICE, 600)]);
-    let boot = world.clock.boot();
-    let records = world.records.borrow().clone();
-    let ledger = Ledger::replay(MACHINE, root().public(), records, None, boot).ledger;
-    assert!(ledger.numbers().is_some_and(|numbers| numbers.upto > 40));
+    let numbers = replayed(&world).numbers();
+    assert!(numbers.is_some_and(|numbers| numbers.upto > 40));
     assert!(world.enforcer.given > 40);
 }
 
