@@ -12,7 +12,7 @@ use nightlatch_core::id::GrantId;
 use nightlatch_core::keys::{ListNumber, VerifiedKeys};
 use nightlatch_core::ledger::{Closing, Ledger, Record};
 use nightlatch_core::policy::VerifiedPolicy;
-use nightlatch_core::port::{PortKey, PortSpan};
+use nightlatch_core::port::PortSpan;
 use nightlatch_core::ruleset::Ruleset;
 use nightlatch_core::time::{BootTime, Timestamp};
 use nightlatch_proto::convert::agent::HostState;
@@ -20,19 +20,21 @@ use tokio::sync::mpsc;
 
 use crate::causes::causes;
 use crate::clock::Clock;
-use crate::firewall::{Applied, Firewall, FirewallError};
+use crate::firewall::{Applied, FirewallError};
 use crate::outbox::{Entry, Outbox};
 use crate::server_link::{FromServer, ToServer};
 use crate::writer::Disk;
 use lane::Lane;
 use taking::Unanswered;
 
+mod gate;
 mod lane;
 mod life;
 mod taking;
 mod telling;
 mod writing;
 
+pub use gate::{Gate, Table};
 pub use life::{Notices, WriterEnded};
 
 #[cfg(test)]
@@ -48,68 +50,6 @@ const WINDOW: usize = 8;
 const MARK_INTERVAL: Duration = Duration::from_secs(60);
 /// How long after a failure the firewall is tried again.
 const GATE_PAUSE: Duration = Duration::from_millis(500);
-
-/// The firewall as the enforcer needs it.
-pub trait Gate {
-    /// # Errors
-    /// The table is not what it should be; the next call makes it anew.
-    fn apply(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError>;
-
-    /// # Errors
-    /// It can't be said.
-    fn is_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError>;
-
-    /// # Errors
-    /// As [`Self::apply`].
-    fn rebuild(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError>;
-
-    /// The ports that the kernel's table guards, whoever made it; `None` if there is no table.
-    ///
-    /// # Errors
-    /// The table can't be read.
-    fn guarded(&mut self) -> Result<Option<BTreeSet<PortKey>>, FirewallError>;
-}
-
-impl Gate for Firewall {
-    fn apply(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError> {
-        Self::apply(self, wanted, now)
-    }
-
-    fn is_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError> {
-        Self::is_still_in_place(self, now)
-    }
-
-    fn rebuild(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError> {
-        Self::rebuild(self, wanted, now)
-    }
-
-    fn guarded(&mut self) -> Result<Option<BTreeSet<PortKey>>, FirewallError> {
-        Ok(self.read()?.map(|table| table.guarded))
-    }
-}
-
-/// The firewall as those need it who work beside the daemon.
-pub trait Table: Gate {
-    /// Makes the table if there is none, and says whether it did.
-    ///
-    /// # Errors
-    /// As [`Gate::apply`].
-    fn create(&mut self, wanted: &Ruleset, now: BootTime) -> Result<bool, FirewallError>;
-
-    /// # Errors
-    /// As [`Gate::apply`].
-    fn remove(&mut self) -> Result<(), FirewallError>;
-}
-
-impl Table for Firewall {
-    fn create(&mut self, wanted: &Ruleset, now: BootTime) -> Result<bool, FirewallError> {
-        Self::create(self, wanted, now)
-    }
-
-    fn remove(&mut self) -> Result<(), FirewallError> {
-        Self::remove(self)
-    }
-}
 
 /// What the enforcer starts with.
 pub struct Start<G, D, C> {

@@ -21,11 +21,13 @@ mod netlink;
 mod reading;
 mod rendering;
 mod set;
+mod standing;
 mod table;
 mod tampering;
 
 pub use reading::TableState;
 pub use rendering::rendering;
+pub use standing::Standing;
 
 use crate::causes::causes;
 use batch::Batch;

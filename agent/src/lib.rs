@@ -27,6 +27,7 @@ pub mod inspection;
 pub mod ledger_file;
 pub mod lockdown;
 pub mod log;
+pub mod meanwhile;
 pub mod outbox;
 pub mod ruleset_text;
 pub mod run;

@@ -5,6 +5,7 @@ use core::time::Duration;
 
 use crate::port::{PortKey, PortPattern, PortSpan};
 use crate::prefix::{Family, Prefix};
+use crate::ruleset::OpeningKey;
 use crate::time::format_iso8601;
 
 /// The host's own limits. A host without them takes no grant.
@@ -84,6 +85,11 @@ impl Ceiling {
         } else {
             Ok(())
         }
+    }
+
+    /// Whether a grant could have such an opening.
+    pub fn admits(&self, opening: &OpeningKey) -> bool {
+        self.lists(opening.key) && self.check_source(opening.source).is_ok()
     }
 
     /// # Errors

@@ -1,11 +1,21 @@
 //! A kernel's table in memory, for tests of what comes before the daemon's loop.
 
+use std::sync::mpsc;
+
+use nightlatch_core::port::PortKey;
+use nightlatch_core::ruleset::End;
+
 use super::*;
+use crate::firewall::Standing;
 
 #[derive(Default)]
 pub(crate) struct FakeTable {
     pub(crate) ruleset: Option<Ruleset>,
     pub(crate) is_unreadable: bool,
+    /// Whom it tells that it was made anew.
+    pub(crate) watcher: Option<mpsc::Sender<()>>,
+    /// All that it was.
+    pub(crate) past: Vec<Ruleset>,
 }
 
 impl FakeTable {
@@ -16,7 +26,7 @@ impl FakeTable {
         });
         Self {
             ruleset: Some(Ruleset::new(guarded.collect(), BTreeSet::new(), Duration::ZERO)),
-            is_unreadable: false,
+            ..Self::default()
         }
     }
 
@@ -37,6 +47,10 @@ impl Gate for FakeTable {
 
     fn rebuild(&mut self, wanted: &Ruleset, _now: BootTime) -> Result<Applied, FirewallError> {
         self.ruleset = (!wanted.is_empty()).then(|| wanted.clone());
+        self.past.push(wanted.clone());
+        if let Some(watcher) = &self.watcher {
+            watcher.send(()).ok();
+        }
         Ok(Applied::Rebuilt)
     }
 
@@ -55,6 +69,28 @@ impl Table for FakeTable {
             self.rebuild(wanted, now)?;
         }
         Ok(is_missing)
+    }
+
+    fn standing(&mut self, _now: BootTime) -> Result<Standing, FirewallError> {
+        let openings = self.ruleset.iter().flat_map(|ruleset| ruleset.openings().iter());
+        let open = openings.filter_map(|(opening, end)| match end {
+            End::At(end) => Some((*opening, *end)),
+            End::Never => None,
+        });
+        Ok(Standing {
+            open: open.collect(),
+            guarded: self.guarded()?,
+            generation: None,
+        })
+    }
+
+    fn rebuild_over(
+        &mut self,
+        _standing: &Standing,
+        wanted: &Ruleset,
+        now: BootTime,
+    ) -> Result<bool, FirewallError> {
+        self.rebuild(wanted, now).map(|_| true)
     }
 
     fn remove(&mut self) -> Result<(), FirewallError> {

@@ -51,6 +51,19 @@ impl Batch {
         }
     }
 
+    /// Refused with ERESTART unless the ruleset of the network namespace has this generation. Comes first.
+    pub(crate) fn only_in(&mut self, generation: u32) {
+        const NFNL_BATCH_GENID: u16 = 1;
+        let attribute = DefaultNla::new(NFNL_BATCH_GENID, generation.to_be_bytes().into());
+        let start = self.bytes.len();
+        self.bytes.resize(start.saturating_add(attribute.buffer_len()), 0);
+        if let Some(place) = self.bytes.get_mut(start..) {
+            attribute.emit(place);
+        }
+        let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+        NetlinkBuffer::new(&mut self.bytes).set_length(length);
+    }
+
     /// The number of the last message so far.
     pub(crate) fn sequence(&self) -> u32 {
         self.first

@@ -147,9 +147,10 @@ impl Netlink {
                         source: answer.to_io(),
                     });
                 }
-                // Without the capability nothing but the first message is answered.
-                let is_forbidden = place == 0 && is(&answer.to_io(), Errno::EPERM);
-                if header.sequence_number == last || is_forbidden {
+                // Without the capability, and in another generation than asked for, only the first message is answered.
+                let is_alone = |errno| is(&answer.to_io(), errno);
+                let is_alone = place == 0 && (is_alone(Errno::EPERM) || is_alone(Errno::ERESTART));
+                if header.sequence_number == last || is_alone {
                     return refusal.map_or(Ok(()), Err);
                 }
             }

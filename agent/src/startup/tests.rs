@@ -10,7 +10,7 @@ use nightlatch_core::grant::{Authority, IssuedGrant};
 use nightlatch_core::id::{MachineId, RequestId};
 use nightlatch_core::keys::{KeyList, ListNumber};
 use nightlatch_core::policy::{AllowedSources, MachinePolicy, Policy, PortRule};
-use nightlatch_core::port::Protocols;
+use nightlatch_core::port::{PortPattern, Protocols};
 use nightlatch_core::request::{AccessRequest, Span};
 use nightlatch_core::signing::SigningKey;
 use nightlatch_core::time::{BootId, BootTime, Timestamp};
@@ -33,7 +33,7 @@ fn authority() -> Authority {
     Authority::new(SigningKey::from_seed(&[2; 32]))
 }
 
-fn rules() -> HostRules {
+pub(crate) fn rules() -> HostRules {
     HostRules {
         ceiling: Some(Ceiling {
             ports: vec!["22".parse().unwrap()],
@@ -42,6 +42,14 @@ fn rules() -> HostRules {
             widest_ipv4: 24,
             widest_ipv6: 64,
         }),
+        ..HostRules::default()
+    }
+}
+
+pub(crate) fn guarding(port: &str) -> HostRules {
+    let pattern: PortPattern = port.parse().unwrap();
+    HostRules {
+        guarded: pattern.spans().collect(),
         ..HostRules::default()
     }
 }

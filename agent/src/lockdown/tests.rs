@@ -1,0 +1,249 @@
+//! What stays shut and what stays open, whatever the disk does.
+
+use std::path::PathBuf;
+
+use nightlatch_core::port::{PortKey, Protocol};
+use nightlatch_core::ruleset::{End, OpeningKey};
+
+use super::*;
+use crate::clock::fake::FakeClock;
+use crate::enforcer::fake::FakeTable;
+use crate::identity::ENROLLMENT;
+use crate::startup::tests::{enrollment, guarding, rules, sample, write_blank_ledger};
+
+fn clock() -> FakeClock {
+    FakeClock::new("2026-11-22T12:00:00Z".parse().unwrap())
+}
+
+#[test]
+fn a_missing_state_directory_unguards_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let nowhere = StateDir::new(folder.path().join("nonexistent"));
+    let mut table = FakeTable::guarding(&[22]);
+    shut(
+        Some(&HostRules::default()),
+        &nowhere,
+        &mut table,
+        &clock(),
+        PATIENCE,
+    )
+    .unwrap();
+    assert_eq!(table.ports(), Some(vec![22]));
+    shut(
+        Some(&guarding("3389/tcp")),
+        &nowhere,
+        &mut table,
+        &clock(),
+        PATIENCE,
+    )
+    .unwrap();
+    assert_eq!(table.ports(), Some(vec![22, 3389]));
+
+    let mut none = FakeTable::default();
+    let done = shut(
+        Some(&HostRules::default()),
+        &nowhere,
+        &mut none,
+        &clock(),
+        PATIENCE,
+    )
+    .unwrap();
+    assert_eq!((done, none.ports()), (LockedDown::NothingGuarded, None));
+    let mut bare = FakeTable {
+        ruleset: Some(Ruleset::default()),
+        ..FakeTable::default()
+    };
+    let done = shut(
+        Some(&HostRules::default()),
+        &nowhere,
+        &mut bare,
+        &clock(),
+        PATIENCE,
+    )
+    .unwrap();
+    assert_eq!((done, bare.ports()), (LockedDown::LeftAlone, Some(vec![])));
+}
+
+#[test]
+fn a_lost_enrolment_beside_a_ledger_unguards_nothing_and_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateDir::new(folder.path().to_owned());
+    let mut table = FakeTable::guarding(&[22]);
+    shut(
+        Some(&HostRules::default()),
+        &state,
+        &mut table,
+        &clock(),
+        PATIENCE,
+    )
+    .unwrap();
+    write_blank_ledger(&state);
+    let error = shut(
+        Some(&HostRules::default()),
+        &state,
+        &mut table,
+        &clock(),
+        PATIENCE,
+    )
+    .unwrap_err();
+    assert!(matches!(error, NotLockedDown::PolicyUnknown(_)), "{error}");
+    assert_eq!(table.ports(), Some(vec![22]));
+}
+
+fn opening(source: &str, port: u16) -> OpeningKey {
+    let key = PortKey {
+        protocol: Protocol::Tcp,
+        port,
+    };
+    let source = source.parse().unwrap();
+    OpeningKey { source, key }
+}
+
+/// A table that guards port 22, with an opening for the second grant of the sample.
+fn standing() -> FakeTable {
+    let mut table = FakeTable::guarding(&[22]);
+    let end = clock().now().plus(Duration::from_secs(600));
+    table
+        .ruleset
+        .as_mut()
+        .unwrap()
+        .open(opening("192.0.2.2", 22), End::At(end));
+    table
+}
+
+fn file() -> HostRules {
+    HostRules {
+        ceiling: rules().ceiling,
+        ..guarding("3389/tcp")
+    }
+}
+
+/// Where reading ends when somebody writes.
+fn slow_enrolment(state: &StateDir) -> PathBuf {
+    let path = state.file(ENROLLMENT);
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    path
+}
+
+#[test]
+fn a_disk_that_never_answers_does_not_hold_up_shutting_and_shuts_no_open_grant() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateDir::new(folder.path().to_owned());
+    let enrolment = slow_enrolment(&state);
+    let mut table = standing();
+    let now = clock().now();
+    let stands = table.ruleset.as_mut().unwrap();
+    let late = End::At(now.plus(Duration::from_secs(48 * 3600)));
+    stands.open(opening("192.0.2.3", 22), late);
+    // What the file does not allow, or no longer.
+    stands.open(opening("192.0.2.4", 3389), late);
+    stands.open(opening("192.0.0.0/16", 22), late);
+    stands.open(opening("192.0.2.5", 22), End::Never);
+    let brief = Duration::from_millis(10);
+    let error = shut(Some(&file()), &state, &mut table, &clock(), brief).unwrap_err();
+    assert!(matches!(error, NotLockedDown::DiskHangs), "{error}");
+    assert_eq!(table.ports(), Some(vec![22, 3389]));
+    let after = |seconds| End::At(now.plus(Duration::from_secs(seconds)));
+    let held: Vec<_> = table
+        .ruleset
+        .as_ref()
+        .unwrap()
+        .openings()
+        .sorted()
+        .into_iter()
+        .collect();
+    assert_eq!(
+        held,
+        [
+            (&opening("192.0.2.2", 22), &after(600)),
+            (&opening("192.0.2.3", 22), &after(24 * 3600)),
+        ]
+    );
+    // Without the host's own file no grant can be judged.
+    shut(None, &state, &mut table, &clock(), brief).unwrap_err();
+    assert!(table.ruleset.unwrap().openings().is_empty());
+    // Lets the threads go.
+    drop(std::fs::OpenOptions::new().write(true).open(enrolment));
+}
+
+#[test]
+fn a_slow_disk_holds_up_no_guard_and_shuts_no_open_grant() {
+    let sample = sample();
+    let state = &sample.state;
+    let enrolment = slow_enrolment(state);
+    let (watcher, shut_first) = mpsc::channel();
+    let disk = thread::spawn(move || {
+        let is_shut = shut_first.recv_timeout(Duration::from_secs(10)).is_ok();
+        std::fs::write(enrolment, serde_json::to_vec(&enrollment()).unwrap()).unwrap();
+        is_shut
+    });
+    let mut table = FakeTable {
+        watcher: Some(watcher),
+        ..standing()
+    };
+    let done = shut(Some(&file()), state, &mut table, &clock(), PATIENCE).unwrap();
+    assert!(disk.join().unwrap(), "nothing was shut before the disk answered");
+    let expected = LockedDown::Applied {
+        guarded: 2,
+        openings: 2,
+    };
+    assert_eq!(done, expected);
+    let granted = opening("192.0.2.2", 22);
+    for past in &table.past {
+        assert_eq!(past.guarded().len(), 2);
+        assert!(past.allows(granted.source.address(), granted.key, clock().now()));
+    }
+}
+
+#[test]
+fn lockdown_gives_up_before_the_units_do() {
+    for unit in [
+        include_str!("../../../systemd/nightlatch-lockdown.service"),
+        include_str!("../../../systemd/nightlatch-follow.service"),
+        include_str!("../../../systemd/nightlatch-relock.service"),
+    ] {
+        let timeout = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("TimeoutSt")?.split_once('='))
+            .unwrap();
+        let timeout: u64 = timeout.1.strip_suffix('s').unwrap().parse().unwrap();
+        assert!(
+            Duration::from_secs(timeout) >= PATIENCE + Duration::from_secs(5),
+            "{unit}"
+        );
+    }
+}
+
+#[test]
+fn beside_a_running_agent_only_a_missing_table_is_made() {
+    let sample = sample();
+    let state = &sample.state;
+    let json = serde_json::to_vec(&enrollment()).unwrap();
+    std::fs::write(state.file(ENROLLMENT), json).unwrap();
+    let _agent = state.lock().unwrap();
+    let before = std::fs::read(state.ledger()).unwrap();
+    let mut table = FakeTable::guarding(&[3389]);
+    let done = shut(Some(&guarding("80/tcp")), state, &mut table, &clock(), PATIENCE).unwrap();
+    assert_eq!((done, table.ports()), (LockedDown::AgentRuns, Some(vec![3389])));
+    let mut flushed = FakeTable::default();
+    shut(Some(&guarding("80/tcp")), state, &mut flushed, &clock(), PATIENCE).unwrap();
+    assert_eq!(flushed.ports(), Some(vec![22, 80]));
+    assert_eq!(std::fs::read(state.ledger()).unwrap(), before);
+}
+
+#[test]
+fn without_the_hosts_own_file_the_policys_ports_are_shut_and_the_ledger_stays() {
+    let sample = sample();
+    let state = &sample.state;
+    let json = serde_json::to_vec(&enrollment()).unwrap();
+    std::fs::write(state.file(ENROLLMENT), json).unwrap();
+    let before = std::fs::read(state.ledger()).unwrap();
+    let mut table = FakeTable::default();
+    shut(None, state, &mut table, &clock(), PATIENCE).unwrap();
+    assert_eq!(table.ports(), Some(vec![22]));
+    assert!(table.ruleset.unwrap().openings().is_empty());
+    let mut table = FakeTable::guarding(&[3389]);
+    shut(None, state, &mut table, &clock(), PATIENCE).unwrap();
+    assert_eq!(table.ports(), Some(vec![22, 3389]));
+    assert_eq!(std::fs::read(state.ledger()).unwrap(), before);
+}
