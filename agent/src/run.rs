@@ -10,11 +10,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::causes::causes;
 use crate::clock::{Clock, NoClock, SystemClock};
 use crate::config::AgentConfig;
-use crate::enforcer::{Enforcer, Gate, Notices, Sound, Start, WriterEnded};
+use crate::enforcer::{Enforcer, Gate, Notices, Sound, Start, Table, WriterEnded};
 use crate::firewall::{Firewall, FirewallError};
 use crate::identity::{Enrollment, Identity, NoIdentity};
+use crate::meanwhile;
 use crate::outbox::{Outbox, Signer};
 use crate::server_link::{FromServer, ServerLink};
 use crate::server_tls::{self, KnownTime, Pin};
@@ -24,7 +26,7 @@ use crate::writer::{Disk, Sink, Writer};
 
 const QUEUE: usize = 64;
 
-/// Why the daemon did not start, or go on. The table is as it was.
+/// Why the daemon did not start, or go on. The table opens nothing more than before.
 #[derive(Debug, thiserror::Error)]
 pub enum NotStarted {
     #[error(transparent)]
@@ -39,6 +41,8 @@ pub enum NotStarted {
     Tls(#[source] rustls::Error),
     #[error("signals can't be listened for")]
     Signals(#[source] std::io::Error),
+    #[error("no thread can be started to read the state directory")]
+    Reader(#[source] std::io::Error),
     #[error("no thread can be started to write the ledger")]
     Writer(#[source] std::io::Error),
     #[error("the link to the server broke down: start the agent again")]
@@ -52,15 +56,15 @@ pub enum NotStarted {
 /// # Errors
 /// Whatever keeps it from starting.
 pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted> {
-    let lock = state.lock()?;
+    let clock = SystemClock::new()?;
+    let mut firewall = Firewall::open()?;
+    let (lock, identity) = begin(&config.rules, state, &mut firewall, &clock)?;
     let Identity {
         enrollment,
         ca,
         client,
         receipt_key,
-    } = Identity::read(state)?;
-    let clock = SystemClock::new()?;
-    let firewall = Firewall::open()?;
+    } = identity;
     let mut terminate = signal(SignalKind::terminate()).map_err(NotStarted::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(NotStarted::Signals)?;
 
@@ -104,6 +108,33 @@ pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted
     notify(&[NotifyState::Stopping]);
     tracing::info!("ends; the table stays and the kernel ends the openings");
     held
+}
+
+/// Guards what the host's own file lists before anything of the ledger is read, however slow the disk is. A host that
+/// can't run an agent keeps its table.
+fn begin(
+    rules: &HostRules,
+    state: &StateDir,
+    gate: &mut impl Table,
+    clock: &impl Clock,
+) -> Result<(StateLock, Identity), NotStarted> {
+    let mut guard = || {
+        if let Err(error) = meanwhile::guard_the_files(rules, gate, clock) {
+            tracing::error!(error = %causes(&error), "what the host's own file lists may not be guarded yet");
+        }
+    };
+    let folder = state.clone();
+    let lock = meanwhile::asked(move || folder.lock_at_once(), &mut guard).map_err(NotStarted::Reader)?;
+    let lock = match lock {
+        // An agent works here and looks after its table, or a look of `status` is about to end.
+        Err(StateError::InUse(_)) => state.lock(),
+        settled => settled,
+    }?;
+    let folder = state.clone();
+    let identity =
+        meanwhile::asked(move || Identity::read(&folder), &mut guard).map_err(NotStarted::Reader)??;
+    guard();
+    Ok((lock, identity))
 }
 
 /// Until `stop`, or until the link is gone, which would leave the host deaf for good.
@@ -232,7 +263,8 @@ mod tests {
     use super::*;
     use crate::clock::fake::FakeClock;
     use crate::enforcer::fake::FakeTable;
-    use crate::startup::tests::enrollment;
+    use crate::identity::ENROLLMENT;
+    use crate::startup::tests::{enrollment, guarding};
 
     #[test]
     fn without_a_ledger_and_with_an_unreadable_table_the_agent_does_not_start() {
@@ -257,6 +289,43 @@ mod tests {
         };
         assert!(matches!(recall(true).err(), Some(NotStarted::Firewall(_))));
         assert_eq!(recall(false).unwrap().guarded_meanwhile.len(), 1);
+    }
+
+    #[test]
+    fn what_the_file_lists_is_shut_before_a_slow_disk_has_answered() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path().to_owned());
+        let enrolment = state.file(ENROLLMENT);
+        nix::unistd::mkfifo(&enrolment, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (watcher, guarded_first) = std::sync::mpsc::channel();
+        let disk = std::thread::spawn(move || {
+            let is_guarded = guarded_first.recv_timeout(Duration::from_secs(10)).is_ok();
+            std::fs::write(enrolment, "none").unwrap();
+            is_guarded
+        });
+        let mut table = FakeTable {
+            watcher: Some(watcher),
+            ..FakeTable::guarding(&[22])
+        };
+        let clock = FakeClock::new("2026-11-22T12:00:00Z".parse().unwrap());
+        let begun = begin(&guarding("3389/tcp"), &state, &mut table, &clock);
+        assert!(matches!(begun.err(), Some(NotStarted::Identity(_))));
+        assert!(disk.join().unwrap(), "the disk had to answer first");
+        assert_eq!(table.ports(), Some(vec![22, 3389]));
+    }
+
+    #[test]
+    fn where_no_agent_can_run_the_table_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path().to_owned());
+        let mut table = FakeTable::guarding(&[22]);
+        let clock = FakeClock::new("2026-11-22T12:00:00Z".parse().unwrap());
+        let begun = begin(&guarding("3389/tcp"), &state, &mut table, &clock);
+        assert!(matches!(begun.err(), Some(NotStarted::Identity(_))));
+        let _agent = state.lock().unwrap();
+        let begun = begin(&guarding("3389/tcp"), &state, &mut table, &clock);
+        assert!(matches!(begun.err(), Some(NotStarted::State(_))));
+        assert_eq!(table.ports(), Some(vec![22]));
     }
 
     struct Nobody;
