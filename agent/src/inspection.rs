@@ -84,6 +84,11 @@ impl Inspection {
         self.enrollment = Some(enrollment);
     }
 
+    /// The boot that the last mark is of, if it isn't the one that this was taken for.
+    pub fn other_boot(&self) -> Option<BootId> {
+        self.marked_in.filter(|id| *id != self.boot.id)
+    }
+
     /// What should hold now.
     pub fn ruleset(&self) -> Ruleset {
         self.ledger.as_ref().map_or_else(

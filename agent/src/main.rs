@@ -25,7 +25,7 @@ use nightlatch_agent::ruleset_text::write_ruleset;
 use nightlatch_agent::state::StateDir;
 use nightlatch_agent::status::{status, write_status};
 use nightlatch_agent::verify::{verify, write_verdict};
-use nightlatch_agent::{enroll, firewall, run};
+use nightlatch_agent::{enroll, firewall, look, run};
 use nightlatch_core::host::HostRules;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::{self, MakeWriter};
@@ -102,7 +102,7 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
             })
         }
         Verb::Verify { file, output } => {
-            let verdict = verify(&file, &inspect(config, &state)?)?;
+            let verdict = verify(&file, &inspect(&config, &state)?)?;
             let answer = match output {
                 Output::Text => text(|text| write_verdict(text, &verdict))?,
                 Output::Json => json(&verdict)?,
@@ -115,7 +115,7 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
             })
         }
         Verb::Ruleset { json: as_json } => {
-            let inspection = inspect(config, &state)?;
+            let inspection = inspect(&config, &state)?;
             let now = inspection.boot.now;
             let wanted = inspection.ruleset();
             print(&if as_json {
@@ -202,8 +202,8 @@ fn shut(file: Option<&HostRules>, state: &StateDir) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-fn inspect(config: AgentConfig, state: &StateDir) -> anyhow::Result<Inspection> {
-    Ok(Inspection::of(config.rules, state, SystemClock::new()?.boot()))
+fn inspect(config: &AgentConfig, state: &StateDir) -> anyhow::Result<Inspection> {
+    Ok(look::inspect(&config.rules, state, &SystemClock::new()?))
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

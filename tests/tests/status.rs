@@ -94,10 +94,14 @@ fn what_is_being_changed_while_status_looks_is_no_difference() -> Result<()> {
 fn a_boot_id_that_only_the_shell_has_is_no_difference() -> Result<()> {
     in_a_lab(1, Stage::Guarded, |lab| {
         let machine = lab.machine(1);
-        lab.client().open("web-1", &["--port", "22", "--for", "1h"])?;
+        let grant = lab.client().open("web-1", &["--port", "22", "--for", "1h"])?;
         let id = machine.dir().join("boot_id");
         fs::write(&id, "01a202c1-76e9-4d53-b456-3c0e457891a5\n")?;
-        let expect = |table: &str| {
+        let envelope = lab.client().run(&["grant", "show", &grant, "--envelope"])?;
+        let file = machine.dir().join("envelope.json");
+        fs::write(&file, envelope.expect_success("grant show")?.trim_end())?;
+        let file = file.display().to_string();
+        let expect = |arguments: &[&str], says: &str| {
             let mut command = machine.exec("unshare");
             command.args([
                 "--mount",
@@ -111,17 +115,23 @@ fn a_boot_id_that_only_the_shell_has_is_no_difference() -> Result<()> {
                 .arg(lab.binary("nightlatch-agent"))
                 .arg("--config")
                 .arg(machine.config());
-            command.arg("--state").arg(machine.state()).arg("status");
+            command.arg("--state").arg(machine.state()).args(arguments);
             let outcome = wait::run(&mut command, PATIENCE)?;
-            ensure!(outcome.stdout.contains(table), "no `{table}` in {outcome}");
+            ensure!(outcome.stdout.contains(says), "no `{says}` in {outcome}");
             Ok(())
         };
-        expect("table       in place")?;
+        expect(&["status"], "table       in place")?;
         machine.end_agent(Signal::SIGKILL)?;
-        expect("table       in place").context("with the agent dead")?;
+        expect(&["status"], "table       in place").context("with the agent dead")?;
+        // In another boot the grant would have what remained at the last mark, and time would be the wall clock's.
+        expect(&["ruleset"], "/32 to 22/tcp for PT59M")?;
+        expect(
+            &["verify", &file, "--output", "json"],
+            "\"time_source\": \"server\"",
+        )?;
         let change = "add element inet nightlatch open4_32 { 203.0.113.9 . tcp . 22 }";
         machine.run("nft", &[change])?.expect_success(change)?;
-        expect("table       DIFFERS").context("with another opening")
+        expect(&["status"], "table       DIFFERS").context("with another opening")
     })
 }
 
