@@ -5,41 +5,44 @@
 
 mod change;
 mod entries;
+mod entry;
 mod in_force;
+mod judging;
 mod milestones;
+mod owed;
 mod record;
+mod replay;
+mod snapshot;
 
-use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::time::Duration;
 
 use crate::assignment::{Assignment, Digest, Generation};
-use crate::clock::{HostClock, Mark};
-use crate::grant::{Grant, VerifiedGrant};
-use crate::host::HostRules;
+use crate::clock::HostClock;
 use crate::id::{GrantId, MachineId};
 use crate::keys::VerifiedKeys;
 use crate::policy::VerifiedPolicy;
-use crate::port::{PortKey, PortSpan};
-use crate::ruleset::{End, OpeningKey, Ruleset};
+use crate::port::PortSpan;
 use crate::signing::PublicKey;
 use crate::time::{BootTime, Timestamp};
 use entries::Entries;
+use entry::{Accepted, Entry};
 use in_force::InForce;
 
+pub(crate) use in_force::base_ruleset;
+
 pub use change::{AssignmentRefused, Change, LeftOut};
-pub use record::{AssignedRecord, Boot, Numbers, Record, Replayed};
+pub use entry::Held;
+pub use owed::Unreported;
+pub use record::{AssignedRecord, Numbers, Record};
+pub use replay::{Boot, Replayed};
 
 /// The most grants that a host takes.
 pub const MOST_GRANTS: usize = 20_000;
 
 /// The most openings of all grants of a host together: what a stolen server can cost in memory.
 pub const MOST_OPENINGS: usize = 100_000;
-
-/// How late an end may become, by a slow clock of the host, before it is mended.
-const TOLERATED_DRIFT: Duration = Duration::from_secs(1);
 
 /// Why an opening ended before its time, or at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,71 +63,6 @@ impl Closing {
             Self::NoLongerValid => "NO_LONGER_VALID",
         }
     }
-}
-
-#[derive(Clone, Debug)]
-struct Accepted {
-    grant: VerifiedGrant,
-    /// Whether the record that brought it is on disk; until then it does not open.
-    is_recorded: bool,
-    start: BootTime,
-    /// Fixed at the first acceptance; whatever comes later only shortens it.
-    end: BootTime,
-    /// After a reboot, until the server is heard: what the wall clock says at the least.
-    wall_end: Option<BootTime>,
-    opened: bool,
-    closed: bool,
-}
-
-impl Accepted {
-    fn end(&self) -> BootTime {
-        self.wall_end.map_or(self.end, |wall_end| wall_end.min(self.end))
-    }
-
-    fn is_open(&self, now: BootTime) -> bool {
-        self.is_recorded && self.start <= now && now < self.end()
-    }
-
-    /// Whether its end lies past the true one for sure, and by more than is worth a word to the disk.
-    fn is_late(&self, mark: Mark) -> bool {
-        let at_most = self.grant.grant().not_after.since(mark.time);
-        mark.at < self.end && mark.at.plus(at_most).plus(TOLERATED_DRIFT) < self.end
-    }
-
-    /// A wall clock that ran ahead had closed it: both are reported anew.
-    fn reopen(&mut self, now: BootTime) {
-        if self.closed && now < self.end {
-            (self.opened, self.closed) = (false, false);
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Entry {
-    Accepted(Box<Accepted>),
-    /// Kept for the digest, and so that it is judged again only when the whole comes.
-    Refused {
-        code: String,
-        /// Its end, if a listed key signed it for this machine: once removed, it must not come back.
-        not_after: Option<Timestamp>,
-    },
-}
-
-impl Entry {
-    fn not_after(&self) -> Option<Timestamp> {
-        match self {
-            Self::Accepted(accepted) => Some(accepted.grant.grant().not_after),
-            Self::Refused { not_after, .. } => *not_after,
-        }
-    }
-}
-
-/// A grant as the ledger holds it, for `status`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held<'l> {
-    pub grant: &'l Grant,
-    pub start: BootTime,
-    pub end: BootTime,
 }
 
 /// See the module's documentation.
@@ -287,47 +225,6 @@ impl Ledger {
         }
     }
 
-    fn owe_receipts(&mut self, opened: &[GrantId], ended: &[GrantId]) {
-        let ended: BTreeSet<&GrantId> = ended.iter().collect();
-        for id in opened {
-            let why = if ended.contains(id) {
-                Closing::Expired
-            } else {
-                Closing::Removed
-            };
-            self.untold.insert(*id, why);
-        }
-    }
-
-    fn owe_receipt(&mut self, id: GrantId, why: Closing) {
-        if self.was_opened(id) {
-            self.untold.insert(id, why);
-        }
-    }
-
-    /// Closings before the end whose receipts may have been lost in a crash.
-    pub fn untold(&self) -> impl Iterator<Item = (GrantId, Closing)> {
-        self.untold.iter().map(|(id, why)| (*id, *why))
-    }
-
-    /// The receipts that a record of [`Self::reported`] is about are on disk.
-    pub fn receipts_kept(&mut self, record: &Record) {
-        if let Record::Reported { closed, refused, .. } = record {
-            closed.iter().for_each(|id| {
-                self.untold.remove(id);
-            });
-            refused.iter().for_each(|id| {
-                self.untold_refusals.remove(id);
-            });
-        }
-    }
-
-    /// Refusals whose receipts may have been lost in a crash, each with its reason.
-    pub fn untold_refusals(&self) -> impl Iterator<Item = (GrantId, &str)> {
-        let ids = self.untold_refusals.iter();
-        ids.filter_map(|id| Some((*id, self.refused_as(*id)?)))
-    }
-
     fn remove(&mut self, id: GrantId) {
         self.owe_receipt(id, Closing::Removed);
         self.untold_refusals.remove(&id);
@@ -424,85 +321,9 @@ impl Ledger {
         self.recorded(self.number);
     }
 
-    /// What should hold now: the host's own file, the policy's ports, and the grants that are open.
-    pub fn ruleset(&self, host: &HostRules, now: BootTime) -> Ruleset {
-        let mut ruleset = base_ruleset(host, self.guarded(host));
-        for (_, accepted) in self.accepted().filter(|(_, accepted)| accepted.is_open(now)) {
-            for opening in entries::openings(accepted.grant.grant()) {
-                ruleset.open(opening, End::At(accepted.end()));
-            }
-        }
-        ruleset
-    }
-
-    fn guarded(&self, host: &HostRules) -> BTreeSet<PortKey> {
-        let spans = host.guarded.iter().chain(self.policy_ports());
-        spans.flat_map(|span| span.keys()).collect()
-    }
-
-    fn policy_ports(&self) -> impl Iterator<Item = &PortSpan> {
-        let policy = self.policy.iter().flat_map(|policy| &policy.policy().guarded);
-        policy.chain(&self.also_guarded)
-    }
-
     /// When the ruleset changes next by itself: a start or an end.
     pub fn next_deadline(&self, now: BootTime) -> Option<BootTime> {
         self.entries.next_moment(now)
-    }
-
-    /// Openings and ends that no receipt has been made for yet.
-    pub fn unreported(&self, now: BootTime) -> Unreported {
-        let mut unreported = Unreported::default();
-        for id in self.entries.due(now) {
-            let Some(accepted) = self.entries.accepted(id) else {
-                continue;
-            };
-            if accepted.is_open(now) && !accepted.opened {
-                unreported.opened.push(id);
-            }
-            if accepted.end() <= now && !accepted.closed {
-                unreported.closed.push(id);
-            }
-        }
-        unreported
-    }
-
-    /// Receipts were made; the record for the ledger's file, which may be written late.
-    pub fn reported(&mut self, unreported: Unreported) -> Record {
-        let Unreported {
-            opened,
-            closed,
-            refused,
-        } = unreported;
-        self.mark_reported(&opened, &closed);
-        Record::Reported {
-            opened,
-            closed,
-            refused,
-        }
-    }
-
-    fn mark_reported(&mut self, opened: &[GrantId], closed: &[GrantId]) {
-        for id in opened {
-            self.entries.change(*id, |accepted| accepted.opened = true);
-        }
-        for id in closed {
-            self.entries.change(*id, |accepted| accepted.closed = true);
-        }
-    }
-
-    /// Whether a grant is in the ledger and has not been reported as closed.
-    pub fn was_opened(&self, id: GrantId) -> bool {
-        self.entries
-            .accepted(id)
-            .is_some_and(|accepted| accepted.opened && !accepted.closed)
-    }
-
-    /// Whether a grant in the ledger has come to its own end, and has not been reported as closed.
-    pub fn has_ended(&self, id: GrantId, now: BootTime) -> bool {
-        self.entries
-            .accepted(id)
-            .is_some_and(|accepted| accepted.end <= now && !accepted.closed)
     }
 
     /// The server was heard: after a reboot what it says of the time takes the wall clock's place, and ends that
@@ -561,36 +382,4 @@ impl Ledger {
             Entry::Accepted(_) => None,
         }
     }
-}
-
-/// Openings, ends and refusals without a receipt.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Unreported {
-    pub opened: Vec<GrantId>,
-    pub closed: Vec<GrantId>,
-    /// [`Ledger::unreported`] names none: they are known when they are made, and [`Ledger::untold_refusals`] after a
-    /// restart.
-    pub refused: Vec<GrantId>,
-}
-
-impl Unreported {
-    pub fn is_empty(&self) -> bool {
-        self.opened.is_empty() && self.closed.is_empty() && self.refused.is_empty()
-    }
-}
-
-pub(crate) fn base_ruleset(host: &HostRules, guarded: BTreeSet<PortKey>) -> Ruleset {
-    let mut ruleset = Ruleset::new(guarded.clone(), host.unguarded_interfaces.clone(), host.udp_grace);
-    for source in &host.trusted_sources {
-        for key in &guarded {
-            ruleset.open(
-                OpeningKey {
-                    source: *source,
-                    key: *key,
-                },
-                End::Never,
-            );
-        }
-    }
-    ruleset
 }

@@ -6,15 +6,14 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use super::judging::{Judged, Refusal, authenticate, fix};
 use super::record::Envelope;
-use super::{
-    Accepted, AssignedRecord, Closing, Ledger, MOST_GRANTS, MOST_OPENINGS, Numbers, Record, entries,
-};
-use crate::assignment::{Assigned, Assignment, Generation};
+use super::{Accepted, AssignedRecord, Closing, Ledger, MOST_GRANTS, Numbers, Record};
+use crate::assignment::{Assignment, Generation};
 use crate::ceiling::Ceiling;
 use crate::clock::{HostClock, Mark};
-use crate::grant::{AuthenticGrant, Grant, GrantRejected, VerifiedGrant};
-use crate::id::{GrantId, MachineId};
+use crate::grant::GrantRejected;
+use crate::id::GrantId;
 use crate::keys::{ListNumber, VerifiedKeys};
 use crate::policy::{PolicyRejected, VerifiedPolicy};
 use crate::signing::EnvelopeRejected;
@@ -137,14 +136,7 @@ impl Ledger {
 
         let gone = self.gone(assignment, assignment.base.is_none());
         let added: BTreeSet<GrantId> = assignment.added.iter().map(|added| added.id).collect();
-        let digest = self.entries.digest_after(&gone, &added);
-        let count = usize::try_from(digest.count).unwrap_or(usize::MAX);
-        if count > MOST_GRANTS {
-            return Err(AssignmentRefused::TooMany(count));
-        }
-        if digest != assignment.digest {
-            return Err(AssignmentRefused::DigestDiffers);
-        }
+        self.check_outcome(assignment, &gone, &added)?;
         let judged = self.judge_added(assignment, &gone, |added| {
             let authentic = authenticate(added, known, self.machine)?;
             let not_after = Some(authentic.grant().not_after);
@@ -154,17 +146,10 @@ impl Ledger {
             }
         });
         let mut closing: Vec<_> = gone.iter().map(|id| (*id, Closing::Removed)).collect();
-        // Keys that left the list take their grants with them.
         if let Some(keys) = &keys {
-            let fallen = self.accepted().filter(|(id, held)| {
-                (!gone.contains(id) || added.contains(id))
-                    && held
-                        .grant
-                        .envelope()
-                        .verify_timeless(keys, self.machine, ceiling)
-                        .is_err()
-            });
-            closing.extend(fallen.map(|(id, _)| (id, Closing::NoLongerValid)));
+            let stays = |id: &GrantId| !gone.contains(id) || added.contains(id);
+            let fallen = self.fallen_with(keys, ceiling).filter(stays);
+            closing.extend(fallen.map(|id| (id, Closing::NoLongerValid)));
         }
         let record = record(
             assignment.generation,
@@ -191,6 +176,34 @@ impl Ledger {
         })
     }
 
+    /// Whether the machine has the grants after it that the server means.
+    fn check_outcome(
+        &self,
+        assignment: &Assignment,
+        gone: &BTreeSet<GrantId>,
+        added: &BTreeSet<GrantId>,
+    ) -> Result<(), AssignmentRefused> {
+        let digest = self.entries.digest_after(gone, added);
+        let count = usize::try_from(digest.count).unwrap_or(usize::MAX);
+        if count > MOST_GRANTS {
+            return Err(AssignmentRefused::TooMany(count));
+        }
+        if digest != assignment.digest {
+            return Err(AssignmentRefused::DigestDiffers);
+        }
+        Ok(())
+    }
+
+    /// Keys that left the list take their grants with them.
+    fn fallen_with(&self, keys: &VerifiedKeys, ceiling: Option<&Ceiling>) -> impl Iterator<Item = GrantId> {
+        let verifies = move |held: &Accepted| {
+            let envelope = held.grant.envelope();
+            envelope.verify_timeless(keys, self.machine, ceiling).is_ok()
+        };
+        let fallen = self.accepted().filter(move |(_, held)| !verifies(held));
+        fallen.map(|(id, _)| id)
+    }
+
     /// What the assignment says is gone, and if `is_whole` what it doesn't name.
     pub(super) fn gone(&self, assignment: &Assignment, is_whole: bool) -> BTreeSet<GrantId> {
         let removed = assignment.removed.iter().copied();
@@ -200,56 +213,6 @@ impl Ledger {
             gone.extend(self.entries.ids().filter(|id| !added.contains(id)));
         }
         gone
-    }
-
-    fn judge_added(
-        &self,
-        assignment: &Assignment,
-        gone: &BTreeSet<GrantId>,
-        verdict: impl Fn(&Assigned) -> Result<Accepted, Refusal>,
-    ) -> Judged {
-        let mut judged = Judged::default();
-        let gone = gone.iter().filter_map(|id| self.entries.accepted(*id));
-        let gone = gone.fold(0, |sum: usize, gone| {
-            sum.saturating_add(entries::count(gone.grant.grant()))
-        });
-        let mut openings = self.entries.openings().saturating_sub(gone);
-        for added in &assignment.added {
-            // An id is signed once: what is held stands, whatever comes under its name.
-            if self.entries.accepted(added.id).is_some() {
-                continue;
-            }
-            let verdict = match self.revoked.get(&added.id) {
-                Some(not_after) => Err(Refusal {
-                    rejected: GrantRejected::Revoked,
-                    not_after: Some(*not_after),
-                }),
-                None => verdict(added),
-            };
-            let within = verdict.and_then(|accepted| {
-                let grant = accepted.grant.grant();
-                let with_it = openings.saturating_add(entries::count(grant));
-                if with_it > MOST_OPENINGS {
-                    Err(Refusal {
-                        rejected: GrantRejected::TooManyOpenings,
-                        not_after: Some(grant.not_after),
-                    })
-                } else {
-                    Ok((with_it, accepted))
-                }
-            });
-            match within {
-                Ok((with_it, grant)) => {
-                    openings = with_it;
-                    judged.accepted.push((added.id, Box::new(grant)));
-                }
-                Err(Refusal { rejected, not_after }) => {
-                    judged.refused.push((added.id, rejected));
-                    judged.refused_ends.extend(not_after.map(|end| (added.id, end)));
-                }
-            }
-        }
-        judged
     }
 
     fn newer_keys(&self, assignment: &Assignment, left_out: &mut Vec<LeftOut>) -> Option<VerifiedKeys> {
@@ -332,64 +295,6 @@ impl Ledger {
             None | Some(_) => Err(AssignmentRefused::Stale { offered, held }),
         }
     }
-}
-
-fn authenticate(
-    added: &Assigned,
-    keys: Option<&VerifiedKeys>,
-    machine: MachineId,
-) -> Result<AuthenticGrant, GrantRejected> {
-    let keys = keys.ok_or(GrantRejected::NoKeys)?;
-    let authentic = added.envelope.authenticate(keys, machine)?;
-    if authentic.grant().id == added.id {
-        Ok(authentic)
-    } else {
-        let why = "the assignment names it by another id".to_string();
-        Err(EnvelopeRejected::PayloadMalformed(why).into())
-    }
-}
-
-/// The end is the least of what the server's time leaves and the grant's own length; verification has held
-/// the length against the ceiling.
-fn fix(grant: VerifiedGrant, latest: Timestamp, now: BootTime) -> Accepted {
-    let Grant {
-        not_before,
-        not_after,
-        ..
-    } = *grant.grant();
-    let start = now.plus(not_before.since(latest));
-    let end = now
-        .plus(not_after.since(latest))
-        .min(start.plus(grant.grant().length()));
-    Accepted {
-        grant,
-        is_recorded: false,
-        start,
-        end,
-        wall_end: None,
-        opened: false,
-        closed: false,
-    }
-}
-
-struct Refusal {
-    rejected: GrantRejected,
-    /// See [`super::Entry::Refused`].
-    not_after: Option<Timestamp>,
-}
-
-impl From<GrantRejected> for Refusal {
-    fn from(rejected: GrantRejected) -> Self {
-        let not_after = None;
-        Self { rejected, not_after }
-    }
-}
-
-#[derive(Default)]
-struct Judged {
-    accepted: Vec<(GrantId, Box<Accepted>)>,
-    refused: Vec<(GrantId, GrantRejected)>,
-    refused_ends: Vec<(GrantId, Timestamp)>,
 }
 
 fn record(

@@ -1,11 +1,11 @@
-//! The ruleset of now, brought up to date by what has changed since it was last asked for.
+//! The ruleset of now: made whole, or brought up to date by what has changed since it was last asked for.
 
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
-use super::Ledger;
+use super::{Ledger, entries};
 use crate::host::HostRules;
-use crate::port::PortKey;
+use crate::port::{PortKey, PortSpan};
 use crate::prefix::Prefix;
 use crate::ruleset::{End, OpeningKey, Ruleset};
 use crate::time::BootTime;
@@ -25,6 +25,27 @@ impl InForce {
 }
 
 impl Ledger {
+    /// What should hold now: the host's own file, the policy's ports, and the grants that are open.
+    pub fn ruleset(&self, host: &HostRules, now: BootTime) -> Ruleset {
+        let mut ruleset = base_ruleset(host, self.guarded(host));
+        for (_, accepted) in self.accepted().filter(|(_, accepted)| accepted.is_open(now)) {
+            for opening in entries::openings(accepted.grant.grant()) {
+                ruleset.open(opening, End::At(accepted.end()));
+            }
+        }
+        ruleset
+    }
+
+    pub(super) fn guarded(&self, host: &HostRules) -> BTreeSet<PortKey> {
+        let spans = host.guarded.iter().chain(self.policy_ports());
+        spans.flat_map(|span| span.keys()).collect()
+    }
+
+    pub(super) fn policy_ports(&self) -> impl Iterator<Item = &PortSpan> {
+        let policy = self.policy.iter().flat_map(|policy| &policy.policy().guarded);
+        policy.chain(&self.also_guarded)
+    }
+
     /// The same as [`Self::ruleset`], at the cost of what has changed since the last time.
     pub fn in_force(&mut self, host: &HostRules, now: BootTime) -> Ruleset {
         let guarded = self.guarded(host);
@@ -58,4 +79,20 @@ fn has_same_frame(known: &InForce, host: &HostRules, guarded: &BTreeSet<PortKey>
         && *known.ruleset.unguarded_interfaces() == host.unguarded_interfaces
         && known.ruleset.udp_grace() == host.udp_grace
         && known.trusted_sources == host.trusted_sources
+}
+
+pub(crate) fn base_ruleset(host: &HostRules, guarded: BTreeSet<PortKey>) -> Ruleset {
+    let mut ruleset = Ruleset::new(guarded.clone(), host.unguarded_interfaces.clone(), host.udp_grace);
+    for source in &host.trusted_sources {
+        for key in &guarded {
+            ruleset.open(
+                OpeningKey {
+                    source: *source,
+                    key: *key,
+                },
+                End::Never,
+            );
+        }
+    }
+    ruleset
 }
