@@ -35,7 +35,6 @@ use changes::Changes;
 use netlink::Netlink;
 use set::{Key, Lifetime, SetName, key_of, set_of};
 use table::Table;
-use tampering::is_as_wanted;
 
 /// The oldest kernel that refuses split IPv6 first fragments by itself, which the gate relies on.
 const OLDEST_KERNEL: (u32, u32) = (5, 11);
@@ -199,24 +198,8 @@ impl Firewall {
         self.known = Known::Nothing;
         self.found = None;
         let table = Table::of(wanted);
-        // Guarding comes first: what can't be read is forgotten.
-        let counted = reading::counted(&mut self.netlink).unwrap_or_else(|error| {
-            tracing::warn!(error = %causes(&error), "the counter begins anew");
-            reading::Counted::default()
-        });
-        let mut remembered = Vec::new();
-        for set in table
-            .sets
-            .iter()
-            .map(|set| set.name)
-            .filter(|set| set.is_learning())
-        {
-            match reading::elements(&mut self.netlink, set) {
-                Ok(found) => remembered.push((set, found)),
-                Err(error) => tracing::warn!(error = %causes(&error), "remembered flows are forgotten"),
-            }
-        }
-
+        let counted = self.counted();
+        let remembered = self.remembered(&table);
         let mut batch = self.netlink.batch();
         begin(&mut batch);
         batch.create_counter(counted.packets, counted.bytes);
@@ -230,31 +213,8 @@ impl Firewall {
             batch.fill_chain(chain);
         }
         let written_at = moment_of_writing(now, wanted.openings().len());
-        let mut openings: BTreeMap<SetName, Vec<(Key, Lifetime)>> = BTreeMap::new();
-        for (opening, end) in wanted.openings().iter() {
-            if let Some(lifetime) = Lifetime::until(*end, written_at) {
-                openings
-                    .entry(set_of(opening))
-                    .or_default()
-                    .push((key_of(opening), lifetime));
-            }
-        }
-        for (set, elements) in openings {
-            batch.put(set, elements);
-        }
-        let count = remembered
-            .iter()
-            .fold(0_usize, |count, (_, found)| count.saturating_add(found.len()));
-        let lost =
-            moment_of_writing(now.plus(REBUILD), wanted.openings().len().saturating_add(count)).since(now);
-        for (set, found) in remembered {
-            let elements = found.into_iter().filter_map(|(key, remaining)| {
-                // What never ends was not written by us.
-                let remaining = remaining?.saturating_sub(lost);
-                Some((key, set.carried_over(remaining, wanted.udp_grace())?))
-            });
-            batch.put(set, elements);
-        }
+        put_openings(&mut batch, wanted, written_at);
+        put_remembered(&mut batch, remembered, wanted, now);
         self.netlink.transact(batch)?;
         self.known = Known::Table {
             ruleset: wanted.clone(),
@@ -264,87 +224,32 @@ impl Firewall {
         Ok(())
     }
 
-    /// As [`Self::is_in_place`], at next to no cost if the kernel says that nobody changed anything since it last was.
-    ///
-    /// # Errors
-    /// The table could not be read.
-    pub fn is_still_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError> {
-        let generation = self.netlink.generation()?;
-        let before = self.found.take();
-        self.found = before
-            .zip(generation)
-            .and_then(|(found, generation)| found.still(generation, now));
-        if self.found.is_some() {
-            return Ok(true);
-        }
-        let is_in_place = self.is_in_place(now)?;
-        let found = |generation| looks::Found::thoroughly(before, generation, now);
-        self.found = generation.filter(|_| is_in_place).map(found);
-        Ok(is_in_place)
-    }
-
-    /// Whether the kernel's table still is what was applied last, apart from openings that ended by themselves.
-    ///
-    /// # Errors
-    /// The table could not be read.
-    pub fn is_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError> {
-        match &self.known {
-            Known::Nothing => Ok(false),
-            Known::NoTable => Ok(!reading::exists(&mut self.netlink)?),
-            Known::Table {
-                ruleset,
-                lengths,
-                early,
-            } => {
-                let table = Table::with_lengths(ruleset, lengths);
-                if reading::foreign_part(&mut self.netlink, &table)?.is_some() {
-                    return Ok(false);
-                }
-                for set in table.sets.iter().filter(|set| !set.name.is_learning()) {
-                    let Some(found) = reading::all_elements(&mut self.netlink, set.name)? else {
-                        return Ok(false);
-                    };
-                    if !is_as_wanted(ruleset, set, found, *early, now) {
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
-            }
-        }
-    }
-
-    /// What the kernel holds now, whoever wrote it, beside the flags, sets, chains and rules of `wanted`; `None` if there
-    /// is no table of ours.
-    ///
-    /// # Errors
-    /// The table could not be read.
-    pub fn read_beside(&mut self, wanted: &Ruleset) -> Result<Option<Beside>, FirewallError> {
-        reading::at_one_moment(&mut self.netlink, |netlink| {
-            let Some(found) = reading::state(netlink)? else {
-                return Ok(None);
-            };
-            // A length that is no longer in use may keep its set.
-            let lengths = reading::prefix_lengths(netlink)?;
-            let table = Table::with_lengths(wanted, &lengths);
-            let foreign_part = reading::foreign_part(netlink, &table)?;
-            Ok(Some(Beside { found, foreign_part }))
-        })
-    }
-
-    /// What the kernel holds now, whoever wrote it; `None` if there is no table of ours.
-    ///
-    /// # Errors
-    /// The table could not be read.
-    pub fn read(&mut self) -> Result<Option<TableState>, FirewallError> {
-        reading::at_one_moment(&mut self.netlink, reading::state)
-    }
-
     /// Takes the table away, and with it every guard. Nothing happens if there is none.
     ///
     /// # Errors
     /// As [`Self::apply`].
     pub fn remove(&mut self) -> Result<(), FirewallError> {
         self.clear().map(|_| ())
+    }
+
+    fn counted(&mut self) -> reading::Counted {
+        // Guarding comes first: what can't be read is forgotten.
+        reading::counted(&mut self.netlink).unwrap_or_else(|error| {
+            tracing::warn!(error = %causes(&error), "the counter begins anew");
+            reading::Counted::default()
+        })
+    }
+
+    fn remembered(&mut self, table: &Table) -> Vec<(SetName, Vec<reading::Found>)> {
+        let mut remembered = Vec::new();
+        let sets = table.sets.iter().map(|set| set.name);
+        for set in sets.filter(|set| set.is_learning()) {
+            match reading::elements(&mut self.netlink, set) {
+                Ok(found) => remembered.push((set, found)),
+                Err(error) => tracing::warn!(error = %causes(&error), "remembered flows are forgotten"),
+            }
+        }
+        remembered
     }
 
     fn clear(&mut self) -> Result<Applied, FirewallError> {
@@ -401,6 +306,43 @@ impl Firewall {
     }
 }
 
+fn put_openings(batch: &mut Batch, wanted: &Ruleset, written_at: BootTime) {
+    let mut openings: BTreeMap<SetName, Vec<(Key, Lifetime)>> = BTreeMap::new();
+    for (opening, end) in wanted.openings().iter() {
+        if let Some(lifetime) = Lifetime::until(*end, written_at) {
+            openings
+                .entry(set_of(opening))
+                .or_default()
+                .push((key_of(opening), lifetime));
+        }
+    }
+    for (set, elements) in openings {
+        batch.put(set, elements);
+    }
+}
+
+fn put_remembered(
+    batch: &mut Batch,
+    remembered: Vec<(SetName, Vec<reading::Found>)>,
+    wanted: &Ruleset,
+    now: BootTime,
+) {
+    let count = remembered
+        .iter()
+        .fold(wanted.openings().len(), |count, (_, found)| {
+            count.saturating_add(found.len())
+        });
+    let lost = moment_of_writing(now.plus(REBUILD), count).since(now);
+    for (set, found) in remembered {
+        let elements = found.into_iter().filter_map(|(key, remaining)| {
+            // What never ends was not written by us.
+            let remaining = remaining?.saturating_sub(lost);
+            Some((key, set.carried_over(remaining, wanted.udp_grace())?))
+        });
+        batch.put(set, elements);
+    }
+}
+
 /// Whether only openings differ; all else is rare enough for a rebuild.
 fn has_same_frame(one: &Ruleset, other: &Ruleset) -> bool {
     one.guarded() == other.guarded()
@@ -440,34 +382,4 @@ fn is_new_enough(release: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use nightlatch_core::port::{PortKey, Protocol};
-    use nix::sched::{CloneFlags, unshare};
-
-    #[test]
-    fn a_table_that_can_not_be_read_is_made_anew_all_the_same() {
-        let checked = std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            let now = BootTime::new(Duration::ZERO);
-            let port = |port| PortKey {
-                protocol: Protocol::Tcp,
-                port,
-            };
-            let guarding = |ports: &[u16]| {
-                let guarded = ports.iter().copied().map(port).collect();
-                Ruleset::new(guarded, BTreeSet::new(), Duration::ZERO)
-            };
-            let mut firewall = Firewall::open().unwrap();
-            firewall.apply(&guarding(&[22]), now).unwrap();
-            firewall.netlink.answers_no_question = true;
-            assert!(firewall.is_in_place(now).is_err());
-            let wanted = guarding(&[22, 3389]);
-            assert_eq!(firewall.rebuild(&wanted, now).unwrap(), Applied::Rebuilt);
-            firewall.netlink.answers_no_question = false;
-            assert!(firewall.is_in_place(now).unwrap());
-            assert_eq!(firewall.read().unwrap().unwrap().guarded, *wanted.guarded());
-        });
-        checked.join().unwrap();
-    }
-}
+mod tests;

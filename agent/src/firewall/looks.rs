@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use nightlatch_core::ruleset::Ruleset;
 use nightlatch_core::time::BootTime;
+
+use super::tampering::is_as_wanted;
+use super::{Beside, Firewall, FirewallError, Known, Table, TableState, reading};
 
 /// The whole table is looked at this often, whatever the kernel says.
 const THOROUGH_INTERVAL: Duration = Duration::from_secs(60);
@@ -43,6 +47,83 @@ impl Found {
     /// After a transaction of our own, if none of others came in between.
     pub(super) fn changed_by_us(self, generation: u32) -> Option<Self> {
         (self.generation.wrapping_add(1) == generation).then_some(Self { generation, ..self })
+    }
+}
+
+impl Firewall {
+    /// As [`Self::is_in_place`], at next to no cost if the kernel says that nobody changed anything since it last was.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub fn is_still_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError> {
+        let generation = self.netlink.generation()?;
+        let before = self.found.take();
+        self.found = before
+            .zip(generation)
+            .and_then(|(found, generation)| found.still(generation, now));
+        if self.found.is_some() {
+            return Ok(true);
+        }
+        let is_in_place = self.is_in_place(now)?;
+        let found = |generation| Found::thoroughly(before, generation, now);
+        self.found = generation.filter(|_| is_in_place).map(found);
+        Ok(is_in_place)
+    }
+
+    /// Whether the kernel's table still is what was applied last, apart from openings that ended by themselves.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub fn is_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError> {
+        match &self.known {
+            Known::Nothing => Ok(false),
+            Known::NoTable => Ok(!reading::exists(&mut self.netlink)?),
+            Known::Table {
+                ruleset,
+                lengths,
+                early,
+            } => {
+                let table = Table::with_lengths(ruleset, lengths);
+                if reading::foreign_part(&mut self.netlink, &table)?.is_some() {
+                    return Ok(false);
+                }
+                for set in table.sets.iter().filter(|set| !set.name.is_learning()) {
+                    let Some(found) = reading::all_elements(&mut self.netlink, set.name)? else {
+                        return Ok(false);
+                    };
+                    if !is_as_wanted(ruleset, set, found, *early, now) {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    /// What the kernel holds now, whoever wrote it, beside the flags, sets, chains and rules of `wanted`; `None` if there
+    /// is no table of ours.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub fn read_beside(&mut self, wanted: &Ruleset) -> Result<Option<Beside>, FirewallError> {
+        reading::at_one_moment(&mut self.netlink, |netlink| {
+            let Some(found) = reading::state(netlink)? else {
+                return Ok(None);
+            };
+            // A length that is no longer in use may keep its set.
+            let lengths = reading::prefix_lengths(netlink)?;
+            let table = Table::with_lengths(wanted, &lengths);
+            let foreign_part = reading::foreign_part(netlink, &table)?;
+            Ok(Some(Beside { found, foreign_part }))
+        })
+    }
+
+    /// What the kernel holds now, whoever wrote it; `None` if there is no table of ours.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub fn read(&mut self) -> Result<Option<TableState>, FirewallError> {
+        reading::at_one_moment(&mut self.netlink, reading::state)
     }
 }
 
