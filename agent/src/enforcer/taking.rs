@@ -2,7 +2,7 @@
 
 use nightlatch_core::assignment::{Assignment, Generation};
 use nightlatch_core::keys::{ListNumber, VerifiedKeys};
-use nightlatch_core::ledger::{Change, Closing, LeftOut, Numbers, Unreported};
+use nightlatch_core::ledger::{AssignmentRefused, Change, Closing, LeftOut, Numbers, Unreported};
 use nightlatch_core::policy::VerifiedPolicy;
 use nightlatch_core::time::BootTime;
 
@@ -82,35 +82,14 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     pub(super) fn take(&mut self, assignment: &Assignment) {
         let now = self.clock.now();
         let generation = assignment.generation;
-        let mut change = match self
-            .ledger
-            .consider(assignment, self.rules.ceiling.as_ref(), &self.time, now)
-        {
+        let ceiling = self.rules.ceiling.as_ref();
+        let considered = self.ledger.consider(assignment, ceiling, &self.time, now);
+        let mut change = match considered {
             Ok(change) => change,
-            Err(refused) => {
-                let taken = if refused.needs_whole() {
-                    Taken::NeedWhole
-                } else {
-                    Taken::Refused
-                };
-                tracing::warn!(%generation, %refused, "assignment not taken");
-                return self.reply(generation, taken, &refused.to_string());
-            }
+            Err(refused) => return self.not_taken(generation, &refused),
         };
         let closes = self.close(&change, now);
-        if change.left_out().is_empty() {
-            self.forget_said_but(&[
-                "FIREWALL_FAILED",
-                "TIME_JUMP",
-                "LEDGER_NOT_WRITTEN",
-                "RECEIPTS_NOT_WRITTEN",
-                "DISK_HANGS",
-            ]);
-        }
-        for left_out in change.left_out() {
-            tracing::error!(code = left_out.code(), %left_out, "part of the assignment refused");
-            self.report(left_out.code(), left_out.to_string());
-        }
+        self.tell_left_out(change.left_out());
         let lacks_policy = change.left_out().iter().any(|left_out| match left_out {
             LeftOut::Policy(_) | LeftOut::NoKeys => true,
             LeftOut::Keys(_) | LeftOut::OlderKeys { .. } => false,
@@ -134,13 +113,43 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             refused: ids,
             ..Unreported::default()
         });
-        self.unanswered.push_back(Unanswered {
+        self.owe_answer(Unanswered {
             number: self.ledger.number(),
             generation,
             is_whole: assignment.base.is_none(),
             lacks_policy,
             ends: !assignment.removed.is_empty() || !self.closed.is_empty(),
         });
+    }
+
+    fn not_taken(&mut self, generation: Generation, refused: &AssignmentRefused) {
+        let taken = if refused.needs_whole() {
+            Taken::NeedWhole
+        } else {
+            Taken::Refused
+        };
+        tracing::warn!(%generation, %refused, "assignment not taken");
+        self.reply(generation, taken, &refused.to_string());
+    }
+
+    fn tell_left_out(&mut self, left_out: &[LeftOut]) {
+        if left_out.is_empty() {
+            self.forget_said_but(&[
+                "FIREWALL_FAILED",
+                "TIME_JUMP",
+                "LEDGER_NOT_WRITTEN",
+                "RECEIPTS_NOT_WRITTEN",
+                "DISK_HANGS",
+            ]);
+        }
+        for left_out in left_out {
+            tracing::error!(code = left_out.code(), %left_out, "part of the assignment refused");
+            self.report(left_out.code(), left_out.to_string());
+        }
+    }
+
+    fn owe_answer(&mut self, unanswered: Unanswered) {
+        self.unanswered.push_back(unanswered);
         if self.unanswered.len() > MOST_WAITING
             && let Some(overtaken) = self.unanswered.pop_front()
             && let Some(next) = self.unanswered.front_mut()
