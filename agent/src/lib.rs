@@ -41,3 +41,7 @@ pub mod status;
 pub mod token;
 pub mod verify;
 pub mod writer;
+
+#[cfg(test)]
+#[path = "../../core/tests/common/world.rs"]
+mod world;

@@ -4,73 +4,32 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
-use nightlatch_core::assignment::Assigned;
-use nightlatch_core::ceiling::{Ceiling, HostCeiling};
-use nightlatch_core::grant::{Authority, IssuedGrant};
-use nightlatch_core::id::{MachineId, RequestId};
-use nightlatch_core::keys::KeyList;
-use nightlatch_core::policy::{AllowedSources, MachinePolicy, Policy, PortRule};
-use nightlatch_core::port::{PortKey, PortPattern, Protocol, Protocols};
+use nightlatch_core::grant::IssuedGrant;
+use nightlatch_core::port::{PortKey, Protocol};
 use nightlatch_core::receipt::{Done, Receipt};
-use nightlatch_core::request::{AccessRequest, Span};
 use nightlatch_core::signing::SigningKey;
 use nightlatch_core::time::BootId;
-use uuid::Uuid;
 
 use super::*;
 use crate::clock::fake::FakeClock;
 use crate::frame_file::NotWritten;
 use crate::outbox::Signer;
 use crate::server_link::{Report, Taken};
+use crate::startup;
+use crate::world::{self, ALICE, MACHINE, at, root, spans, ssh_policy};
 use crate::writer::{Job, Outcome, Write, Written};
 
-const MACHINE: MachineId = MachineId::new(Uuid::from_u128(0x019a_a0b2_6a51_7c3e_9d6a_0f6d_1f6f_2b11));
 const SSH: PortKey = PortKey {
     protocol: Protocol::Tcp,
     port: 22,
 };
-const ALICE: &str = "192.0.2.7";
-
-fn noon() -> Timestamp {
-    "2026-11-22T12:00:00Z".parse().unwrap()
-}
-
-fn root() -> SigningKey {
-    SigningKey::from_seed(&[1; 32])
-}
-
-fn authority() -> Authority {
-    Authority::new(SigningKey::from_seed(&[2; 32]))
-}
 
 fn receipt_key() -> SigningKey {
     SigningKey::from_seed(&[3; 32])
 }
 
-fn policy() -> Policy {
-    let rule = PortRule::new(
-        "22".parse().unwrap(),
-        Protocols::Tcp,
-        AllowedSources::Any,
-        PortRule::DEFAULT_LIMIT,
-    );
-    Policy::new(vec![rule.unwrap()]).unwrap()
-}
-
 fn grant(id: u128, source: &str, seconds: u64) -> IssuedGrant {
-    let wish = AccessRequest {
-        id: RequestId::new(Uuid::from_u128(7)),
-        machine: MACHINE,
-        subject: "alice".parse().unwrap(),
-        ports: vec!["22/tcp".parse().unwrap()],
-        sources: vec![source.parse().unwrap()],
-        span: Span::For(Duration::from_secs(seconds)),
-        justification: "mend the disk".to_owned().try_into().unwrap(),
-    };
-    let approval = policy().decide(wish, HostCeiling::Unheard, noon()).unwrap();
-    authority()
-        .issue(approval, GrantId::new(Uuid::from_u128(id)), noon())
-        .unwrap()
+    world::grant(id, &["22/tcp"], &[source], 0, seconds)
 }
 
 /// What was done, in its order.
@@ -201,15 +160,9 @@ struct World {
 
 fn rules() -> HostRules {
     HostRules {
-        guarded: "22/tcp".parse::<PortPattern>().unwrap().spans().collect(),
+        guarded: spans(&["22/tcp"]),
         udp_grace: Duration::from_secs(3600),
-        ceiling: Some(Ceiling {
-            ports: vec!["22".parse().unwrap()],
-            longest: Duration::from_secs(24 * 3600),
-            max_ahead: Duration::from_secs(3600),
-            widest_ipv4: 24,
-            widest_ipv6: 64,
-        }),
+        ceiling: startup::tests::rules().ceiling,
         ..HostRules::default()
     }
 }
@@ -221,12 +174,12 @@ fn outbox(boot_id: BootId) -> Outbox {
         boot_id,
     };
     let folder = tempfile::tempdir().unwrap();
-    Outbox::open(folder.path().join("receipts"), signer, None, noon()).0
+    Outbox::open(folder.path().join("receipts"), signer, None, at(0)).0
 }
 
 impl World {
     fn new() -> Self {
-        let clock = FakeClock::new(noon());
+        let clock = FakeClock::new(at(0));
         let effects = Effects::default();
         let faults = Rc::new(RefCell::new(Faults::default()));
         let table = Rc::new(RefCell::new(Ruleset::default()));
@@ -270,7 +223,7 @@ impl World {
             disk,
             from_host: nowhere,
             clock,
-            generation: u64::try_from(noon().micros()).unwrap(),
+            generation: u64::try_from(at(0).micros()).unwrap(),
         }
     }
 
@@ -338,26 +291,7 @@ impl World {
 
     fn whole(&mut self, grants: &[IssuedGrant]) -> Assignment {
         self.generation += 1;
-        let number = ListNumber { epoch: 1, number: 1 };
-        let installation = "019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b00".parse().unwrap();
-        let keys = KeyList::new(installation, number, vec![authority().key().public()], noon());
-        let ids: Vec<GrantId> = grants.iter().map(|grant| grant.grant.id).collect();
-        let policy = MachinePolicy::new(MACHINE, 1, 1, Some(&policy()), noon());
-        Assignment {
-            generation: Generation(self.generation),
-            base: None,
-            keys: Some(keys.seal(&root())),
-            policy: Some(policy.seal(authority().key())),
-            added: grants
-                .iter()
-                .map(|grant| Assigned {
-                    id: grant.grant.id,
-                    envelope: grant.envelope.clone(),
-                })
-                .collect(),
-            removed: Vec::new(),
-            digest: Digest::of(&ids),
-        }
+        world::whole(self.generation, grants, &ssh_policy())
     }
 
     fn assign(&mut self, grants: &[IssuedGrant]) {

@@ -4,34 +4,15 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use nightlatch_core::assignment::{Assigned, Assignment, Digest, Generation};
-use nightlatch_core::ceiling::{Ceiling, HostCeiling};
-use nightlatch_core::grant::{Authority, IssuedGrant};
-use nightlatch_core::id::{MachineId, RequestId};
-use nightlatch_core::keys::{KeyList, ListNumber};
-use nightlatch_core::policy::{AllowedSources, MachinePolicy, Policy, PortRule};
-use nightlatch_core::port::{PortPattern, Protocols};
-use nightlatch_core::request::{AccessRequest, Span};
-use nightlatch_core::signing::SigningKey;
-use nightlatch_core::time::{BootId, BootTime, Timestamp};
+use nightlatch_core::assignment::{Assigned, Assignment, Digest};
+use nightlatch_core::ceiling::Ceiling;
+use nightlatch_core::grant::IssuedGrant;
+use nightlatch_core::time::{BootId, BootTime};
 use uuid::Uuid;
 
 use super::*;
 use crate::ledger_file::write_blank;
-
-const MACHINE: MachineId = MachineId::new(Uuid::from_u128(0x019a_a0b2_6a51_7c3e_9d6a_0f6d_1f6f_2b11));
-
-fn noon() -> Timestamp {
-    "2026-11-22T12:00:00Z".parse().unwrap()
-}
-
-fn root() -> SigningKey {
-    SigningKey::from_seed(&[1; 32])
-}
-
-fn authority() -> Authority {
-    Authority::new(SigningKey::from_seed(&[2; 32]))
-}
+use crate::world::{self, MACHINE, at, installation, root, spans, ssh_policy};
 
 pub(crate) fn rules() -> HostRules {
     HostRules {
@@ -47,9 +28,8 @@ pub(crate) fn rules() -> HostRules {
 }
 
 pub(crate) fn guarding(port: &str) -> HostRules {
-    let pattern: PortPattern = port.parse().unwrap();
     HostRules {
-        guarded: pattern.spans().collect(),
+        guarded: spans(&[port]),
         ..HostRules::default()
     }
 }
@@ -58,10 +38,10 @@ pub(crate) fn enrollment() -> Enrollment {
     Enrollment {
         machine_id: MACHINE,
         machine_name: "web-1".parse().unwrap(),
-        installation_id: "019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b00".parse().unwrap(),
+        installation_id: installation(),
         root_key: root().public(),
         agent_addresses: vec!["192.0.2.1:7444".to_owned()],
-        enrolled_at: noon(),
+        enrolled_at: at(0),
     }
 }
 
@@ -69,34 +49,12 @@ fn boot(id: u128, second: u64) -> Boot {
     Boot {
         id: BootId(Uuid::from_u128(id)),
         now: BootTime::new(Duration::from_secs(second)),
-        wall: noon().checked_add(Duration::from_secs(second)).unwrap(),
+        wall: at(0).checked_add(Duration::from_secs(second)).unwrap(),
     }
 }
 
-fn policy() -> Policy {
-    let rule = PortRule::new(
-        "22".parse().unwrap(),
-        Protocols::Tcp,
-        AllowedSources::Any,
-        PortRule::DEFAULT_LIMIT,
-    );
-    Policy::new(vec![rule.unwrap()]).unwrap()
-}
-
 fn grant(id: u128) -> IssuedGrant {
-    let wish = AccessRequest {
-        id: RequestId::new(Uuid::from_u128(7)),
-        machine: MACHINE,
-        subject: "alice".parse().unwrap(),
-        ports: vec!["22/tcp".parse().unwrap()],
-        sources: vec![format!("192.0.2.{id}").parse().unwrap()],
-        span: Span::For(Duration::from_secs(3600)),
-        justification: "mend the disk".to_owned().try_into().unwrap(),
-    };
-    let approval = policy().decide(wish, HostCeiling::Unheard, noon()).unwrap();
-    authority()
-        .issue(approval, GrantId::new(Uuid::from_u128(id)), noon())
-        .unwrap()
+    world::grant(id, &["22/tcp"], &[&format!("192.0.2.{id}")], 0, 3600)
 }
 
 /// A state directory with a ledger that took a policy, grant 1, then 2, lost 1, took 3, and the lengths of its file after
@@ -127,36 +85,14 @@ pub(crate) fn sample() -> Sample {
         mut sink,
         ..
     } = recall(&state, &enrollment(), &rules(), here);
-    time.hear(noon(), here.now, here.now, here.wall).unwrap();
+    time.hear(at(0), here.now, here.now, here.wall).unwrap();
     let size = |state: &StateDir| std::fs::read(state.ledger()).unwrap().len();
     let mut steps = vec![(0, BTreeSet::new()), (size(&state), BTreeSet::new())];
-    let mut generation = u64::try_from(noon().micros()).unwrap();
+    let mut generation = u64::try_from(at(0).micros()).unwrap();
     for held in [vec![], vec![1], vec![1, 2], vec![2], vec![2, 3]] {
         generation += 1;
-        let number = ListNumber { epoch: 1, number: 1 };
-        let keys = KeyList::new(
-            enrollment().installation_id,
-            number,
-            vec![authority().key().public()],
-            noon(),
-        );
-        let policy = MachinePolicy::new(MACHINE, 1, 1, Some(&policy()), noon());
         let grants: Vec<IssuedGrant> = held.iter().map(|id| grant(*id)).collect();
-        let assignment = Assignment {
-            generation: Generation(generation),
-            base: None,
-            keys: Some(keys.seal(&root())),
-            policy: Some(policy.seal(authority().key())),
-            added: grants
-                .iter()
-                .map(|grant| Assigned {
-                    id: grant.grant.id,
-                    envelope: grant.envelope.clone(),
-                })
-                .collect(),
-            removed: Vec::new(),
-            digest: Digest::of(grants.iter().map(|grant| &grant.grant.id)),
-        };
+        let assignment = world::whole(generation, &grants, &ssh_policy());
         let change = ledger
             .consider(&assignment, rules().ceiling.as_ref(), &time, here.now)
             .unwrap();
@@ -267,10 +203,10 @@ fn after_a_shortened_ledger_the_next_record_counts_again() {
         ..
     } = recall(state, &enrollment(), &rules(), boot(1, 1));
     assert_eq!(reports[0].0, "LEDGER_SHORTENED");
-    time.hear(noon(), boot(1, 1).now, boot(1, 1).now, noon()).unwrap();
+    time.hear(at(0), boot(1, 1).now, boot(1, 1).now, at(0)).unwrap();
     let issued = grant(4);
     let whole = Assignment {
-        generation: Generation(u64::try_from(noon().micros()).unwrap() + 9),
+        generation: Generation(u64::try_from(at(0).micros()).unwrap() + 9),
         base: None,
         keys: None,
         policy: None,

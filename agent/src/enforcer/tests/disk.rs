@@ -1,6 +1,9 @@
 //! A disk that fails, and one that never answers: closing waits for neither, opening for both.
 
+use nightlatch_core::policy::Policy;
+
 use super::*;
+use crate::world::{policy, policy_envelope};
 
 fn replies(rest: &[ToServer]) -> Vec<Taken> {
     let replies = rest.iter().filter_map(|word| match word {
@@ -131,19 +134,12 @@ fn a_policy_that_guards_less_waits_for_its_record() {
     };
     let with = |world: &mut World, number, policy: Option<&Policy>| {
         let mut whole = world.whole(&[]);
-        let policy = MachinePolicy::new(MACHINE, 1, number, policy, noon());
-        whole.policy = Some(policy.seal(authority().key()));
+        whole.policy = Some(policy_envelope(number, policy));
         world.hear(FromServer::Assignment(whole));
     };
-    let rule = PortRule::new(
-        "3389".parse().unwrap(),
-        Protocols::Tcp,
-        AllowedSources::Any,
-        PortRule::DEFAULT_LIMIT,
-    );
     let guards = |world: &World| world.table.borrow().guarded().contains(&other);
     world.faults.borrow_mut().hangs = true;
-    with(&mut world, 2, Some(&Policy::new(vec![rule.unwrap()]).unwrap()));
+    with(&mut world, 2, Some(&policy()));
     assert!(guards(&world), "shut at once");
     with(&mut world, 3, None);
     assert!(guards(&world));

@@ -177,7 +177,7 @@ fn receipts_wait_for_the_server_and_are_sent_again_on_a_new_stream() {
 fn a_host_that_lost_its_grants_asks_for_the_whole_and_guards_meanwhile() {
     let mut world = World::new();
     world.enforcer.needs_whole = true;
-    world.enforcer.guarded_meanwhile = "8443/tcp".parse::<PortPattern>().unwrap().spans().collect();
+    world.enforcer.guarded_meanwhile = spans(&["8443/tcp"]);
     world.enforcer.enforce();
     let lost = PortKey {
         protocol: Protocol::Tcp,
@@ -200,7 +200,7 @@ fn a_host_that_lost_its_grants_asks_for_the_whole_and_guards_meanwhile() {
 fn ports_stay_guarded_after_a_loss_until_a_policy_is_taken() {
     let mut world = World::new();
     world.enforcer.needs_whole = true;
-    world.enforcer.guarded_meanwhile = "8443/tcp".parse::<PortPattern>().unwrap().spans().collect();
+    world.enforcer.guarded_meanwhile = spans(&["8443/tcp"]);
     world.connect();
     world.tell_time();
     let lost = PortKey {
@@ -221,7 +221,7 @@ fn what_begins_after_the_last_change_of_the_firewall_is_not_called_opened() {
     world.assign(&[grant(1, ALICE, 60)]);
     world.answers();
     world.enforcer.applied_at = Some(BootTime::new(Duration::ZERO));
-    let ids = [GrantId::new(Uuid::from_u128(1))];
+    let ids = [grant(1, ALICE, 60).grant.id];
     let boot = world.clock.boot();
     let records: Vec<Record> = world
         .records
