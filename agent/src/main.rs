@@ -10,6 +10,7 @@
 )]
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -88,46 +89,55 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
             .map(|()| ExitCode::SUCCESS)
             .map_err(Into::into),
         Verb::Lockdown => shut(Some(&config.rules), &state),
-        Verb::Status { output } => {
-            let (status, wanted) = status(&config.rules, &state, &SystemClock::new()?);
-            let answer = match output {
-                Output::Text => text(|text| write_status(text, &status, &wanted))?,
-                Output::Json => json(&status)?,
-            };
-            print(&answer)?;
-            Ok(if status.is_sound() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            })
-        }
-        Verb::Verify { file, output } => {
-            let verdict = verify(&file, &inspect(&config, &state)?)?;
-            let answer = match output {
-                Output::Text => text(|text| write_verdict(text, &verdict))?,
-                Output::Json => json(&verdict)?,
-            };
-            print(&answer)?;
-            Ok(if verdict.accepted {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            })
-        }
-        Verb::Ruleset { json: as_json } => {
-            let inspection = inspect(&config, &state)?;
-            let now = inspection.boot.now;
-            let wanted = inspection.ruleset();
-            print(&if as_json {
-                json(&firewall::rendering(&wanted, now))?
-            } else {
-                text(|text| write_ruleset(text, &wanted, now))?
-            })?;
-            for problem in inspection.problems {
-                tracing::warn!("{problem}");
-            }
-            Ok(ExitCode::SUCCESS)
-        }
+        Verb::Status { output } => show_status(&config, &state, output),
+        Verb::Verify { file, output } => show_verdict(&config, &state, &file, output),
+        Verb::Ruleset { json } => show_ruleset(&config, &state, json),
+    }
+}
+
+fn show_status(config: &AgentConfig, state: &StateDir, output: Output) -> anyhow::Result<ExitCode> {
+    let (status, wanted) = status(&config.rules, state, &SystemClock::new()?);
+    print(&match output {
+        Output::Text => text(|text| write_status(text, &status, &wanted))?,
+        Output::Json => json(&status)?,
+    })?;
+    Ok(code_of(status.is_sound()))
+}
+
+fn show_verdict(
+    config: &AgentConfig,
+    state: &StateDir,
+    file: &Path,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let verdict = verify(file, &inspect(config, state)?)?;
+    print(&match output {
+        Output::Text => text(|text| write_verdict(text, &verdict))?,
+        Output::Json => json(&verdict)?,
+    })?;
+    Ok(code_of(verdict.accepted))
+}
+
+fn show_ruleset(config: &AgentConfig, state: &StateDir, as_json: bool) -> anyhow::Result<ExitCode> {
+    let inspection = inspect(config, state)?;
+    let now = inspection.boot.now;
+    let wanted = inspection.ruleset();
+    print(&if as_json {
+        json(&firewall::rendering(&wanted, now))?
+    } else {
+        text(|text| write_ruleset(text, &wanted, now))?
+    })?;
+    for problem in inspection.problems {
+        tracing::warn!("{problem}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+const fn code_of(is_well: bool) -> ExitCode {
+    if is_well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
 }
 
