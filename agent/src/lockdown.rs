@@ -75,12 +75,10 @@ fn shut(
     let mut answers = Answers::of(state.clone(), file.cloned(), clock, patience);
     let mut answer = answers.next(rules, gate, clock)?;
     if matches!(answer, Answer::InUse) {
-        // The agent looks after its table, but one that others have flushed guards nothing until it does.
-        let wanted = answers.wanted().unwrap_or_else(|| rules.ruleset_alone());
-        if gate.create(&wanted, clock.now())? {
-            return Ok(applied(wanted));
+        if let Some(done) = make_missing(&answers, rules, gate, clock)? {
+            return Ok(done);
         }
-        answer = answers.settled(rules, gate, clock)?;
+        answer = answers.settled(clock)?;
     }
     let Answer::Free(_lock) = answer else {
         return without_ledger(answer, rules, gate, clock);
@@ -106,6 +104,36 @@ fn shut(
     let wanted = recalled.ledger.ruleset(rules, clock.now());
     gate.rebuild(&wanted, clock.now())?;
     Ok(applied(wanted))
+}
+
+/// An agent looks after its table, but one that others have flushed guards nothing until it does.
+fn make_missing(
+    answers: &Answers,
+    rules: &HostRules,
+    gate: &mut impl Table,
+    clock: &impl Clock,
+) -> Result<Option<LockedDown>, NotLockedDown> {
+    if let Some(wanted) = answers.wanted(AT_ONCE) {
+        let is_made = gate.create(&wanted, clock.now())?;
+        return Ok(is_made.then(|| applied(wanted)));
+    }
+    let alone = rules.ruleset_alone();
+    let is_ours = gate.create(&alone, clock.now())?;
+    let standing = gate.standing(clock.now())?;
+    let Some(wanted) = answers.wanted(answers.until.since(clock.now())) else {
+        meanwhile::hold(rules, None, gate, clock)?;
+        return Err(NotLockedDown::DiskHangs);
+    };
+    if !is_ours {
+        let is_made = gate.create(&wanted, clock.now())?;
+        return Ok(is_made.then(|| applied(wanted)));
+    }
+    let is_still_ours = standing.open.is_empty() && standing.guarded.as_ref() == Some(alone.guarded());
+    if is_still_ours && gate.rebuild_over(&standing, &wanted, clock.now())? {
+        Ok(Some(applied(wanted)))
+    } else {
+        Ok(Some(LockedDown::AgentRuns))
+    }
 }
 
 fn without_ledger(
@@ -187,35 +215,21 @@ impl Answers {
             meanwhile::hold(rules, None, gate, clock)?;
             self.is_shut = true;
         }
-        let answer = self.found.recv_timeout(self.until.since(clock.now()));
-        answer.map_err(|_timeout| NotLockedDown::DiskHangs)
+        self.settled(clock)
     }
 
-    /// What should hold beside an agent, if that is known in a moment.
-    fn wanted(&self) -> Option<Ruleset> {
-        match self.found.recv_timeout(AT_ONCE) {
+    /// What should hold beside an agent, as far as a look says.
+    fn wanted(&self, patience: Duration) -> Option<Ruleset> {
+        match self.found.recv_timeout(patience) {
             Ok(Answer::Wanted(wanted)) => Some(*wanted),
             Ok(_) | Err(_) => None,
         }
     }
 
-    /// Whether the directory is free after all, or an agent really works there, whose table is left to it.
-    fn settled(
-        &self,
-        rules: &HostRules,
-        gate: &mut impl Table,
-        clock: &impl Clock,
-    ) -> Result<Answer, NotLockedDown> {
-        loop {
-            match self.found.recv_timeout(self.until.since(clock.now())) {
-                Ok(Answer::Wanted(_)) => {}
-                Ok(answer) => return Ok(answer),
-                Err(_) => {
-                    meanwhile::hold(rules, None, gate, clock)?;
-                    return Err(NotLockedDown::DiskHangs);
-                }
-            }
-        }
+    /// Whether the directory is free after all, or an agent really works there.
+    fn settled(&self, clock: &impl Clock) -> Result<Answer, NotLockedDown> {
+        let answer = self.found.recv_timeout(self.until.since(clock.now()));
+        answer.map_err(|_timeout| NotLockedDown::DiskHangs)
     }
 }
 

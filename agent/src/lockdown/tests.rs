@@ -125,6 +125,18 @@ fn slow_enrolment(state: &StateDir) -> PathBuf {
     path
 }
 
+/// A disk that answers once a table was made, and whether it was that.
+fn slow_disk(state: &StateDir) -> (mpsc::Sender<()>, thread::JoinHandle<bool>) {
+    let enrolment = slow_enrolment(state);
+    let (watcher, shut_first) = mpsc::channel();
+    let disk = thread::spawn(move || {
+        let is_shut = shut_first.recv_timeout(Duration::from_secs(10)).is_ok();
+        std::fs::write(enrolment, serde_json::to_vec(&enrollment()).unwrap()).unwrap();
+        is_shut
+    });
+    (watcher, disk)
+}
+
 #[test]
 fn a_disk_that_never_answers_does_not_hold_up_shutting_and_shuts_no_open_grant() {
     let folder = tempfile::tempdir().unwrap();
@@ -170,13 +182,7 @@ fn a_disk_that_never_answers_does_not_hold_up_shutting_and_shuts_no_open_grant()
 fn a_slow_disk_holds_up_no_guard_and_shuts_no_open_grant() {
     let sample = sample();
     let state = &sample.state;
-    let enrolment = slow_enrolment(state);
-    let (watcher, shut_first) = mpsc::channel();
-    let disk = thread::spawn(move || {
-        let is_shut = shut_first.recv_timeout(Duration::from_secs(10)).is_ok();
-        std::fs::write(enrolment, serde_json::to_vec(&enrollment()).unwrap()).unwrap();
-        is_shut
-    });
+    let (watcher, disk) = slow_disk(state);
     let mut table = FakeTable {
         watcher: Some(watcher),
         ..standing()
@@ -229,6 +235,26 @@ fn beside_a_running_agent_only_a_missing_table_is_made() {
     shut(Some(&guarding("80/tcp")), state, &mut flushed, &clock(), PATIENCE).unwrap();
     assert_eq!(flushed.ports(), Some(vec![22, 80]));
     assert_eq!(std::fs::read(state.ledger()).unwrap(), before);
+}
+
+#[test]
+fn a_flushed_table_beside_an_agent_is_made_at_once_and_whole_when_the_disk_answers() {
+    let sample = sample();
+    let state = &sample.state;
+    let _agent = state.lock().unwrap();
+    let (watcher, disk) = slow_disk(state);
+    let mut flushed = FakeTable {
+        watcher: Some(watcher),
+        ..FakeTable::default()
+    };
+    let done = shut(Some(&file()), state, &mut flushed, &clock(), PATIENCE).unwrap();
+    assert!(disk.join().unwrap(), "nothing was shut before the disk answered");
+    let expected = LockedDown::Applied {
+        guarded: 2,
+        openings: 2,
+    };
+    assert_eq!((done, flushed.ports()), (expected, Some(vec![22, 3389])));
+    assert_eq!(flushed.past.len(), 2);
 }
 
 #[test]
