@@ -19,6 +19,7 @@ need sshd openssh-server
 need ssh openssh-client
 need conntrack conntrack
 need unshare util-linux
+need uptime procps
 case ${1:-} in
 packages | test)
     need dpkg-shlibdeps dpkg-dev
@@ -26,6 +27,7 @@ packages | test)
     ;;
 esac
 if [ "${1:-}" = test ]; then
+    need hping3 hping3
     need mmdebstrap mmdebstrap
     need systemd-nspawn systemd-container
     need npm nodejs npm

@@ -16,10 +16,13 @@ use serde_json::Value;
 
 use crate::lab::Lab;
 use crate::netns::{Netns, ip_batch};
+use crate::plan::Addresses;
 use crate::session::Session;
 use crate::wait::{self, Outcome};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// discard(9): no machine of a lab listens there.
+const NOBODYS_PORT: u16 = 9;
 /// A shut door is silent. An open one answers within a millisecond here, so this is a long time.
 pub const SILENCE: Duration = Duration::from_millis(600);
 
@@ -106,13 +109,34 @@ impl<'l> Client<'l> {
             .with_context(|| format!("no grant in {answer}"))
     }
 
-    /// Gives the client a further address, such as `198.51.100.7/24`.
+    /// Gives the client a further address, such as `198.51.100.7/24`, which the machines have learnt when this returns.
     pub fn add_address(self, address: &str) -> Result<()> {
         let nodad = if address.contains(':') { " nodad" } else { "" };
         ip_batch(
             Some(&self.netns()),
             &[format!("addr add {address} dev eth0{nodad}")],
-        )
+        )?;
+        let from = address.split('/').next().unwrap_or_default().parse()?;
+        self.lab
+            .machines()
+            .try_for_each(|machine| self.wait_path(Some(from), machine.addresses()))
+    }
+
+    /// Waits until packets come and go, by the refusal of a port that nobody guards. An address's first neighbour
+    /// solicitation may get lost, and the next one follows only after a second.
+    pub(crate) fn wait_path(self, from: Option<IpAddr>, to: Addresses) -> Result<()> {
+        let both = [IpAddr::from(to.ipv4), IpAddr::from(to.ipv6)];
+        let mut fitting = both
+            .into_iter()
+            .filter(|to| from.is_none_or(|from| from.is_ipv4() == to.is_ipv4()));
+        fitting.try_for_each(|to| {
+            let door = SocketAddr::from((to, NOBODYS_PORT));
+            wait::until_true("no packet comes back", PATIENCE, || {
+                let answer = self.knock(from, door, SILENCE)?;
+                Ok(matches!(answer, Answer::Refused))
+            })
+            .with_context(|| format!("from {from:?} to {door}"))
+        })
     }
 
     /// One attempt to connect, from a given address of the client or any.

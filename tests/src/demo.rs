@@ -53,19 +53,14 @@ impl Story<'_> {
         self.page.chapter("ssh gets in, and stays in.");
         self.page.prompt("ssh web-1");
         let mut session = self.lab.client().session("web-1")?;
-        self.page
-            .typed("web-1", "hostname", &session.type_line("hostname")?);
-        self.page.tick("a session is open");
+        let host = session.type_line("hostname")?;
+        self.page.typed("web-1", "hostname", &host);
+        self.page.claim(&host, "web-1", "a session is open")?;
 
         self.page
             .chapter("The grant ends. Nobody has to do anything for that.");
         self.page
             .count_down((opened + LENGTH).saturating_duration_since(Instant::now()));
-        let grants = wait::until("the server has not heard that the host closed", PATIENCE, || {
-            let outcome = self.run("nightlatch list grants")?;
-            Ok(outcome.stdout.contains("ended").then_some(outcome))
-        })?;
-        self.page.shown("nightlatch list grants", &grants);
 
         self.page.chapter("The session still answers.");
         self.page.typed(
@@ -82,6 +77,11 @@ impl Story<'_> {
             .claim(&refused.stderr, "timed out", "the port is shut again")?;
 
         self.page.chapter("And all of it is on record.");
+        let grants = wait::until("the server has not heard that the host closed", PATIENCE, || {
+            let outcome = self.run("nightlatch list grants")?;
+            Ok(outcome.stdout.contains("ended").then_some(outcome))
+        })?;
+        self.page.shown("nightlatch list grants", &grants);
         let line = "nightlatch events --machine web-1";
         let events = wait::until("the events lack the opening or the end", PATIENCE, || {
             let outcome = self.run(line)?;

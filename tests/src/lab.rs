@@ -104,6 +104,8 @@ impl Lab {
             NEIGHBOURS[0], NEIGHBOURS[1]
         ));
         lab.make_network()?;
+        lab.machines()
+            .try_for_each(|machine| lab.client().wait_path(None, machine.addresses()))?;
         progress("sshd on each machine");
         lab.make_login_key()?;
         lab.machines().try_for_each(Machine::prepare)?;

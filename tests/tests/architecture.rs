@@ -1,6 +1,7 @@
 //! The shape of the code: which crate may know which, and where the types of the outside world may be named.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -79,7 +80,8 @@ fn protobuf_types_stay_at_the_doors() -> Result<()> {
         "agent/src/server_link",
         "agent/src/server_link.rs",
         "agent/src/enroll.rs",
-        "cli/src",
+        "cli/src/client",
+        "cli/src/client.rs",
     ];
     check_absent(
         &["core/src", "server/src", "agent/src", "cli/src"],
@@ -121,6 +123,36 @@ fn unsafe_code_stands_in_the_netlink_socket_only() -> Result<()> {
         &["agent/src/firewall"],
         &["unsafe {", "unsafe fn", "unsafe impl"],
     )
+}
+
+#[test]
+fn each_promise_names_a_test_that_exists() -> Result<()> {
+    let page = fs::read_to_string(root().join("SECURITY.md"))?;
+    let promises = page.lines().filter(|line| line.starts_with("| "));
+    let quoted = promises.flat_map(|line| line.split('`').skip(1).step_by(2));
+    let named: BTreeSet<&str> = quoted
+        .filter(|name| name.matches('_').count() > 2 || name.ends_with(".rs"))
+        .collect();
+    ensure!(named.len() > 10, "few tests are named: {named:?}");
+    let mut tests = String::new();
+    for folder in ["core", "server", "agent", "cli", "tests"] {
+        for file in rust_files(&root().join(folder))? {
+            writeln!(tests, "{}", file.display())?;
+            tests.push_str(&fs::read_to_string(&file)?);
+        }
+    }
+    for name in named {
+        let wanted = if name.ends_with(".rs") {
+            format!("tests/{name}\n")
+        } else {
+            format!("fn {name}(")
+        };
+        ensure!(
+            tests.contains(&wanted),
+            "SECURITY.md names a test that does not exist: {name}"
+        );
+    }
+    Ok(())
 }
 
 #[test]

@@ -125,13 +125,15 @@ fn neither_a_missing_file_nor_a_failed_disk_keeps_the_ports_from_being_shut() ->
 }
 
 #[test]
-fn an_agent_that_fails_is_started_again_for_ever() -> Result<()> {
-    let unit = fs::read_to_string(source("systemd/nightlatch-agent.service"))?;
-    for line in ["Type=notify", "Restart=always", "StartLimitIntervalSec=0"] {
-        ensure!(
-            unit.lines().any(|found| found == line),
-            "the agent's unit lacks {line}"
-        );
+fn an_agent_or_a_server_that_fails_is_started_again_for_ever() -> Result<()> {
+    for name in ["agent", "server"] {
+        let unit = fs::read_to_string(source(&format!("systemd/nightlatch-{name}.service")))?;
+        for line in ["Type=notify", "Restart=always", "StartLimitIntervalSec=0"] {
+            ensure!(
+                unit.lines().any(|found| found == line),
+                "the {name}'s unit lacks {line}"
+            );
+        }
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Whom the loop tells that it lives.
 pub trait Notices {
-    /// Called each time around, at least once a minute.
+    /// Called each time around: while nothing happens, each 5 s.
     fn alive(&self);
 
     /// Called once, when the table is what it should be for the first time.
