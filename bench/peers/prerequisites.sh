@@ -19,6 +19,9 @@ if [ -n "$missing" ]; then
     if [ ! -e /usr/sbin/policy-rc.d ]; then
         quiet=/usr/sbin/policy-rc.d
         trap 'rm -f "$quiet"' EXIT
+        # A shell that a signal ends takes no trap of its exit by itself.
+        trap 'exit 130' INT
+        trap 'exit 143' TERM HUP
         printf '#!/bin/sh\nexit 101\n' >"$quiet"
         chmod +x "$quiet"
     fi
