@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nightlatch_tests::wait;
 
-use crate::peer::{At, Peer};
+use crate::peer::{At, Peer, Request};
 use crate::place::{Place, quiet};
 
 pub(crate) struct Crowdsec {
@@ -112,6 +112,19 @@ impl Peer for Crowdsec {
         Duration::from_secs(20)
     }
 
+    /// Each waits for the bouncer's next round.
+    fn most_asks(&self) -> usize {
+        5
+    }
+
+    fn round(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
+    fn at(&self) -> At {
+        At::Machine
+    }
+
     fn start(&mut self, _grant: Duration) -> Result<Place> {
         let mut place = Place::make()?;
         let rules = place.write("rules.nft", RULES)?;
@@ -137,11 +150,11 @@ impl Peer for Crowdsec {
         Ok(place)
     }
 
-    fn client(&self, place: &Place, source: Ipv4Addr, grant: Duration) -> Result<(At, Command)> {
+    fn request(&self, place: &Place, source: Ipv4Addr, grant: Duration) -> Result<Request<'_>> {
         let mut cscli = self.cscli(place);
         cscli.args(["decisions", "add", "--ip", &source.to_string()]);
         cscli.args(["--duration", &format!("{}s", grant.as_secs())]);
-        Ok((At::Machine, cscli))
+        Ok(Request::Command(cscli))
     }
 
     fn ask_many(
@@ -150,14 +163,12 @@ impl Peer for Crowdsec {
         sources: &[Ipv4Addr],
         grant: Duration,
         deadline: Instant,
-    ) -> Result<()> {
+    ) -> Result<Duration> {
         let line = |source: &Ipv4Addr| format!("{}s,ban,ip,{source}\n", grant.as_secs());
         let lines: String = sources.iter().map(line).collect();
         let file = place.write("many.csv", &format!("duration,type,scope,value\n{lines}"))?;
         let mut cscli = self.cscli(place);
         cscli.args(["decisions", "import", "-i"]).arg(file);
-        let left = deadline.saturating_duration_since(Instant::now());
-        let outcome = place.machine.inside(|| wait::run(&mut cscli, left))?;
-        outcome.expect_success("cscli decisions import").map(drop)
+        place.run_until(self.at(), cscli, deadline)
     }
 }

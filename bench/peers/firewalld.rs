@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use nightlatch_tests::wait;
 
-use crate::peer::{At, Peer};
-use crate::place::{Place, quiet};
+use crate::peer::{At, Peer, Request};
+use crate::place::{Place, UNGUARDED, quiet};
 
 pub(crate) struct Firewalld;
 
@@ -24,11 +24,13 @@ const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus C
 impl Firewalld {
     fn start_daemons(place: &mut Place) -> Result<()> {
         let socket = bus(place);
-        // Its own configuration and state, seen by it alone: all that is not allowed is dropped.
+        // Its own configuration and state, seen by it alone: all that is not allowed is dropped, but one port.
         let script = format!(
             "mount -t tmpfs tmpfs /etc/firewalld; mount -t tmpfs tmpfs /run; \
              printf 'DefaultZone=drop\\nFirewallBackend=nftables\\nCleanupOnExit=yes\\nLogDenied=off\\n' \
-             >/etc/firewalld/firewalld.conf; \
+             >/etc/firewalld/firewalld.conf; mkdir /etc/firewalld/zones; \
+             printf '<zone target=\"DROP\"><port port=\"{UNGUARDED}\" protocol=\"tcp\"/></zone>' \
+             >/etc/firewalld/zones/drop.xml; \
              export DBUS_SYSTEM_BUS_ADDRESS=unix:path={socket}; exec firewalld --nofork --nopid"
         );
         place.start_daemon("firewalld", &script)?;
@@ -48,6 +50,10 @@ impl Peer for Firewalld {
         "firewalld"
     }
 
+    fn at(&self) -> At {
+        At::Machine
+    }
+
     fn start(&mut self, _grant: Duration) -> Result<Place> {
         let mut place = Place::make()?;
         let socket = bus(&place);
@@ -62,11 +68,11 @@ impl Peer for Firewalld {
         Ok(place)
     }
 
-    fn client(&self, place: &Place, source: Ipv4Addr, grant: Duration) -> Result<(At, Command)> {
+    fn request(&self, place: &Place, source: Ipv4Addr, grant: Duration) -> Result<Request<'_>> {
         let mut client = command(place);
         client.arg(format!("--add-rich-rule={}", rule(source)));
         client.arg(format!("--timeout={}", grant.as_secs()));
-        Ok((At::Machine, client))
+        Ok(Request::Command(client))
     }
 
     fn ask_many(
@@ -75,7 +81,7 @@ impl Peer for Firewalld {
         sources: &[Ipv4Addr],
         grant: Duration,
         deadline: Instant,
-    ) -> Result<()> {
+    ) -> Result<Duration> {
         let mut client = command(place);
         client.args(
             sources
@@ -83,8 +89,7 @@ impl Peer for Firewalld {
                 .map(|source| format!("--add-rich-rule={}", rule(*source))),
         );
         client.arg(format!("--timeout={}", grant.as_secs()));
-        let left = deadline.saturating_duration_since(Instant::now());
-        place.machine.inside(|| wait::run(&mut client, left)).map(drop)
+        place.run_until(self.at(), client, deadline)
     }
 }
 

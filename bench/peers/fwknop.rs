@@ -1,13 +1,12 @@
 //! fwknop: one authorised packet, a rule a source by iptables. Its UDP server is asked, which is faster than libpcap.
 
 use std::net::Ipv4Addr;
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nightlatch_tests::wait;
 
-use crate::peer::{At, Peer, base_by_iptables};
+use crate::peer::{Peer, Request, base_by_iptables};
 use crate::place::{MACHINE, Place, quiet};
 
 pub(crate) struct Fwknop;
@@ -29,6 +28,11 @@ impl Fwknop {
 impl Peer for Fwknop {
     fn name(&self) -> &'static str {
         "fwknop"
+    }
+
+    /// What it is told too fast it forgets.
+    fn pause(&self) -> Duration {
+        Duration::from_millis(2)
     }
 
     fn start(&mut self, grant: Duration) -> Result<Place> {
@@ -54,7 +58,7 @@ impl Peer for Fwknop {
         Ok(place)
     }
 
-    fn client(&self, place: &Place, source: Ipv4Addr, _grant: Duration) -> Result<(At, Command)> {
+    fn request(&self, place: &Place, source: Ipv4Addr, _grant: Duration) -> Result<Request<'_>> {
         let mut client = quiet("fwknop");
         client
             .args(["--access", "tcp/22", "--destination", &MACHINE.to_string()])
@@ -68,22 +72,6 @@ impl Peer for Fwknop {
             ])
             .args(["--no-save-args", "--no-rc-file"])
             .env("HOME", &place.dir);
-        Ok((At::User, client))
-    }
-
-    /// What it is told too fast it forgets, so packets come 2 ms apart.
-    fn ask_many(
-        &self,
-        place: &Place,
-        sources: &[Ipv4Addr],
-        grant: Duration,
-        deadline: Instant,
-    ) -> Result<()> {
-        for source in sources.iter().take_while(|_| Instant::now() < deadline) {
-            let (_, mut client) = self.client(place, *source, grant)?;
-            place.user.inside(|| client.status().context("running fwknop"))?;
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Ok(())
+        Ok(Request::Command(client))
     }
 }

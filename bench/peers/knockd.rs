@@ -1,13 +1,12 @@
 //! knockd: a sequence of ports, seen by libpcap, and a command of the administrator's for the rule.
 
 use std::net::Ipv4Addr;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
 use nightlatch_tests::wait;
 
-use crate::peer::{At, Peer, base_by_iptables};
+use crate::peer::{Peer, Request, base_by_iptables};
 use crate::place::{MACHINE, Place, quiet};
 
 pub(crate) struct Knockd;
@@ -34,6 +33,10 @@ impl Peer for Knockd {
         "knockd"
     }
 
+    fn names_source(&self) -> bool {
+        false
+    }
+
     fn start(&mut self, grant: Duration) -> Result<Place> {
         let mut place = Place::make()?;
         base_by_iptables(&place)?;
@@ -55,9 +58,9 @@ impl Peer for Knockd {
         Ok(place)
     }
 
-    fn client(&self, _place: &Place, _source: Ipv4Addr, _grant: Duration) -> Result<(At, Command)> {
+    fn request(&self, _place: &Place, _source: Ipv4Addr, _grant: Duration) -> Result<Request<'_>> {
         let mut client = quiet("knock");
         client.args([&MACHINE.to_string(), "7000", "8000", "9000"]);
-        Ok((At::User, client))
+        Ok(Request::Command(client))
     }
 }

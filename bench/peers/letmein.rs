@@ -3,13 +3,12 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nightlatch_tests::wait;
 
-use crate::peer::{At, BASE, Peer};
+use crate::peer::{BASE, Peer, Request};
 use crate::place::{MACHINE, Place, quiet};
 
 pub(crate) struct Letmein {
@@ -59,6 +58,10 @@ impl Peer for Letmein {
         "letmein"
     }
 
+    fn names_source(&self) -> bool {
+        false
+    }
+
     fn start(&mut self, grant: Duration) -> Result<Place> {
         let mut place = Place::make()?;
         let rules = place.write("rules.nft", BASE)?;
@@ -88,13 +91,13 @@ impl Peer for Letmein {
         Ok(place)
     }
 
-    fn client(&self, place: &Place, _source: Ipv4Addr, _grant: Duration) -> Result<(At, Command)> {
+    fn request(&self, place: &Place, _source: Ipv4Addr, _grant: Duration) -> Result<Request<'_>> {
         let mut client = quiet(self.bin.join("letmein"));
         let config = place.dir.join("letmein.conf");
         client
             .args(["--config", config.to_str().context("a path that is no text")?])
             .args(["knock", "--user", "00000001", "--ipv4"])
             .args([&MACHINE.to_string(), "22"]);
-        Ok((At::User, client))
+        Ok(Request::Command(client))
     }
 }

@@ -11,6 +11,7 @@ mod firewalld;
 mod fwknop;
 mod knockd;
 mod letmein;
+mod many;
 mod nightlatch;
 mod peer;
 mod place;
@@ -21,7 +22,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use nightlatch_bench::{document, keeper};
 use nightlatch_tests::plan::binaries_beside;
@@ -40,14 +41,11 @@ struct Arguments {
     #[arg(long, value_name = "DIR")]
     tools: PathBuf,
     /// Only these, by their names.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "docs")]
     only: Vec<String>,
-    /// Requests of each.
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..=100))]
-    asks: u16,
-    /// Ends of each; each takes up to 13 s.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=50))]
-    ends: u16,
+    /// Fewer runs of everything.
+    #[arg(long, conflicts_with = "docs")]
+    quick: bool,
     /// The folder whose performance.md gets the table, and peers.svg the chart.
     #[arg(long, value_name = "DIR")]
     docs: Option<PathBuf>,
@@ -55,15 +53,21 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    ensure!(
+        arguments.docs.is_none() || !cfg!(debug_assertions),
+        "--docs: figures of a build that isn't optimised are not published: `make bench-peers` builds the right one"
+    );
     let own = std::env::current_exe().context("finding this program")?;
     let binaries = binaries_beside(&own).context("no binaries of Nightlatch beside this program")?;
     let tools = fs::canonicalize(&arguments.tools)
         .with_context(|| format!("--tools: {}", arguments.tools.display()))?;
     scratch::sweep()?;
-    keeper::keep(Duration::from_secs(60 * 60), place::remove_all)?;
+    place::sweep();
+    keeper::keep(Duration::from_secs(40 * 60), place::remove_all)?;
 
     let mut peers: Vec<Box<dyn Peer>> = vec![
-        Box::new(nightlatch::Nightlatch::new(binaries)),
+        Box::new(nightlatch::Nightlatch::new(binaries.clone())),
+        Box::new(nightlatch::Warm::new(binaries)),
         Box::new(spawned_nft::SpawnedNft),
         Box::new(letmein::Letmein::new(&tools)),
         Box::new(fwknop::Fwknop),
@@ -71,24 +75,43 @@ fn main() -> Result<()> {
         Box::new(firewalld::Firewalld),
         Box::new(crowdsec::Crowdsec::new(&tools)),
     ];
+    for name in &arguments.only {
+        let names: Vec<&str> = peers.iter().map(|peer| peer.name()).collect();
+        ensure!(
+            names.contains(&name.as_str()),
+            "--only: `{name}` is none of {}",
+            names.join(", ")
+        );
+    }
     peers.retain(|peer| arguments.only.is_empty() || arguments.only.iter().any(|name| name == peer.name()));
-    let amount = Amount {
-        asks: arguments.asks.into(),
-        ends: arguments.ends.into(),
+    let amount = if arguments.quick {
+        Amount::QUICK
+    } else {
+        Amount::FULL
     };
+    if arguments.only.is_empty() {
+        eprintln!(
+            "this takes about {} minutes on a quiet machine",
+            if arguments.quick { 11 } else { 14 }
+        );
+    }
     let begin = Instant::now();
     let mut found = Vec::new();
     for mut peer in peers {
         let name = peer.name();
         let progress = |step: &str| eprintln!("[{:4.0} s] {name}: {step}", begin.elapsed().as_secs_f64());
         let examined = examine(peer.as_mut(), amount, progress);
+        keeper::hold();
         place::remove_all();
-        if let Err(error) = &examined {
-            eprintln!("{name}: {error:#}");
-        }
         found.push((name, examined));
     }
-    let text = report::text(&found)?;
+    // What isn't published says that it is less than what is.
+    let command = if arguments.docs.is_some() {
+        "make bench-peers"
+    } else {
+        "nightlatch-bench-peers"
+    };
+    let text = report::text(&found, command, begin.elapsed())?;
     println!("{text}");
     if let Some(docs) = arguments.docs {
         let chart = docs.join("peers.svg");

@@ -1,12 +1,11 @@
 //! No tool at all: `nft add element`, on the machine itself.
 
 use std::net::Ipv4Addr;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::peer::{At, Peer};
+use crate::peer::{At, Peer, Request};
 use crate::place::{Place, quiet};
 
 pub(crate) struct SpawnedNft;
@@ -26,6 +25,10 @@ impl Peer for SpawnedNft {
         "nft by hand"
     }
 
+    fn at(&self) -> At {
+        At::Machine
+    }
+
     fn start(&mut self, _grant: Duration) -> Result<Place> {
         let place = Place::make()?;
         let file = place.write("rules.nft", RULES)?;
@@ -33,22 +36,28 @@ impl Peer for SpawnedNft {
         Ok(place)
     }
 
-    fn client(&self, _place: &Place, source: Ipv4Addr, grant: Duration) -> Result<(At, Command)> {
+    fn request(&self, _place: &Place, source: Ipv4Addr, grant: Duration) -> Result<Request<'_>> {
         let mut nft = quiet("nft");
         nft.arg(format!(
             "add element inet byhand open {{ {source} timeout {}s }}",
             grant.as_secs()
         ));
-        Ok((At::Machine, nft))
+        Ok(Request::Command(nft))
     }
 
-    fn ask_many(&self, place: &Place, sources: &[Ipv4Addr], grant: Duration, _: Instant) -> Result<()> {
+    fn ask_many(
+        &self,
+        place: &Place,
+        sources: &[Ipv4Addr],
+        grant: Duration,
+        deadline: Instant,
+    ) -> Result<Duration> {
         let element = |source: &Ipv4Addr| format!("{source} timeout {}s", grant.as_secs());
         let elements: Vec<String> = sources.iter().map(element).collect();
         let text = format!("add element inet byhand open {{ {} }}\n", elements.join(", "));
         let file = place.write("many.nft", &text)?;
-        place
-            .on_machine("nft", &["-f", &file.display().to_string()])
-            .map(drop)
+        let mut nft = quiet("nft");
+        nft.arg("-f").arg(file);
+        place.run_until(self.at(), nft, deadline)
     }
 }

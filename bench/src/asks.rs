@@ -5,10 +5,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nightlatch_bench::PATIENCE;
+use nightlatch_bench::caller::Wish;
 use nightlatch_bench::figures::Figures;
 
-use crate::PATIENCE;
-use crate::caller::Wish;
 use crate::world::World;
 
 /// Milliseconds; one sample of each kind in each round, so that all have the same conditions.
@@ -45,6 +45,7 @@ pub(crate) fn all_kinds(world: &mut World<'_>, rounds: usize) -> Result<Asks> {
     Ok(asks)
 }
 
+/// The warm client alone, time after time.
 pub(crate) fn many_warm(world: &mut World<'_>, times: usize) -> Result<Figures> {
     (0..times).map(|_| warm(world)).collect()
 }

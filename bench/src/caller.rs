@@ -19,11 +19,11 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 
 use crate::PATIENCE;
 
-/// Calls at once where many are made.
-pub(crate) const AT_ONCE: usize = 64;
+/// Calls under way at once where many are made.
+pub const AT_ONCE: usize = 64;
 
 /// See the module's documentation. Its sockets are in the network namespace of the thread that made it.
-pub(crate) struct Caller {
+pub struct Caller {
     runtime: Runtime,
     access: AccessServiceClient<Channel>,
     machines: MachineServiceClient<Channel>,
@@ -32,17 +32,17 @@ pub(crate) struct Caller {
 
 /// What is asked for: one port, from one address.
 #[derive(Clone, Debug)]
-pub(crate) struct Wish {
-    pub(crate) machine: String,
-    pub(crate) port: u16,
-    pub(crate) source: Ipv4Addr,
-    pub(crate) length: Duration,
+pub struct Wish {
+    pub machine: String,
+    pub port: u16,
+    pub source: Ipv4Addr,
+    pub length: Duration,
     /// How long the answer waits for the host.
-    pub(crate) wait: Duration,
+    pub wait: Duration,
 }
 
 impl Caller {
-    pub(crate) fn connect(lab: &Lab) -> Result<Self> {
+    pub fn connect(lab: &Lab) -> Result<Self> {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build()
@@ -70,7 +70,7 @@ impl Caller {
     }
 
     /// Asks, and returns when the host has confirmed; gives the end of the grant.
-    pub(crate) fn open(&mut self, wish: &Wish) -> Result<Timestamp> {
+    pub fn open(&mut self, wish: &Wish) -> Result<Timestamp> {
         let answer = self
             .runtime
             .block_on(self.access.create_access_request(asked(wish)));
@@ -85,12 +85,8 @@ impl Caller {
             .context("an end that is no moment")
     }
 
-    /// Asks for `count` grants, a few calls at a time; `wish` is told the number of each.
-    pub(crate) fn ask_many(
-        &self,
-        count: usize,
-        wish: impl Fn(usize) -> Wish + Send + Sync + 'static,
-    ) -> Result<()> {
+    /// Asks for `count` grants over the one connection, [`AT_ONCE`] calls at a time; `wish` is told the number of each.
+    pub fn ask_many(&self, count: usize, wish: impl Fn(usize) -> Wish + Send + Sync + 'static) -> Result<()> {
         let (next, wish) = (Arc::new(AtomicUsize::new(0)), Arc::new(wish));
         let access = self.access.clone();
         self.runtime.block_on(async move {
@@ -122,7 +118,7 @@ impl Caller {
     }
 
     /// The number of the newest event.
-    pub(crate) fn last_event(&mut self) -> Result<u64> {
+    pub fn last_event(&mut self) -> Result<u64> {
         let newest = pb::ListEventsRequest {
             page_size: 1,
             newest: true,
@@ -133,11 +129,11 @@ impl Caller {
         Ok(events.last().context("no events")?.sequence)
     }
 
-    pub(crate) fn open_grants(&mut self, machine: &str) -> Result<usize> {
+    pub fn open_grants(&mut self, machine: &str) -> Result<usize> {
         Ok(usize::try_from(self.machine(machine)?.open_grants)?)
     }
 
-    pub(crate) fn machine(&mut self, machine: &str) -> Result<pb::Machine> {
+    pub fn machine(&mut self, machine: &str) -> Result<pb::Machine> {
         let name = format!("machines/{machine}");
         let answer = self
             .runtime
@@ -145,7 +141,7 @@ impl Caller {
         Ok(answer.context("looking at the machine")?.into_inner())
     }
 
-    pub(crate) fn delete_policy(&mut self, machine: &str) -> Result<()> {
+    pub fn delete_policy(&mut self, machine: &str) -> Result<()> {
         let request = pb::DeletePolicyRequest {
             name: format!("machines/{machine}/policy"),
             ..Default::default()

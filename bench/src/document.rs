@@ -56,6 +56,19 @@ pub fn short(value: f64) -> String {
     }
 }
 
+/// 10000 as 10,000.
+pub fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// Puts `text` between the lines `<!-- PART: begin -->` and `<!-- PART: end -->` of a page.
 ///
 /// # Errors
@@ -97,5 +110,13 @@ mod tests {
     fn figures_are_as_precise_as_they_are_worth() {
         let shown = [0.123, 1.0, 9.996, 99.94, 99.96, 12_345.6].map(short);
         assert_eq!(shown, ["0.12", "1.00", "10.0", "99.9", "100", "12346"]);
+    }
+
+    #[test]
+    fn thousands_are_grouped() {
+        assert_eq!(
+            [0, 100, 1_000, 10_000, 1_234_567].map(grouped),
+            ["0", "100", "1,000", "10,000", "1,234,567"]
+        );
     }
 }

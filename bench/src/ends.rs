@@ -4,13 +4,14 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nightlatch_bench::PATIENCE;
+use nightlatch_bench::caller::Wish;
 use nightlatch_bench::figures::Figures;
-use nightlatch_bench::{moment, probe};
+use nightlatch_bench::moment;
+use nightlatch_bench::probe::{self, Watch};
 use nightlatch_core::time::Timestamp;
 use nix::sys::signal::Signal;
 
-use crate::PATIENCE;
-use crate::caller::Wish;
 use crate::world::World;
 
 const LENGTH: Duration = Duration::from_secs(4);
@@ -61,14 +62,13 @@ fn open(world: &mut World<'_>) -> Result<(Ipv4Addr, Timestamp)> {
 }
 
 fn error(world: &World<'_>, source: Ipv4Addr, end: Timestamp) -> Result<f64> {
-    let begin = end.checked_sub(BEFORE).context("a moment out of range")?;
-    let watched = probe::watch(
-        source,
-        world.guarded(),
-        begin,
-        end.checked_add(AFTER).context("a moment out of range")?,
-        PACE,
-    )?;
+    let watch = Watch {
+        begin: end.checked_sub(BEFORE).context("a moment out of range")?,
+        end: end.checked_add(AFTER).context("a moment out of range")?,
+        pace: PACE,
+        quiet: BEFORE + AFTER,
+    };
+    let watched = probe::watch(source, world.guarded(), watch)?;
     watched
         .last_open_at
         .with_context(|| format!("shut more than {BEFORE:?} before its end"))?;

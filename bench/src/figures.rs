@@ -21,6 +21,7 @@ impl Figures {
         sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
     }
 
+    /// The median as the nearest rank gives it: of an even number of samples the smaller one in the middle.
     pub fn median(&self) -> f64 {
         self.quantile(0.5)
     }

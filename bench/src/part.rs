@@ -19,10 +19,10 @@ use crate::world::World;
 pub(crate) enum Part {
     /// Request → first connect.
     Asks,
-    /// 1,000 and 10,000 grants at once, and one more then.
+    /// 100, 1,000 and 10,000 grants at once, and one more then.
     Grants,
-    /// 1,000 callers at once.
-    Callers,
+    /// 1,000 calls of one client over one connection, 64 at a time, each waiting for the host.
+    Calls,
 }
 
 /// The lab is left standing.
@@ -41,7 +41,7 @@ pub(crate) fn measure(name: &LabName, binaries: PathBuf, part: Part, sizes: &Siz
         match part {
             Part::Asks => asks(&mut world, sizes),
             Part::Grants => grants(&mut world, sizes),
-            Part::Callers => callers(&mut world, sizes),
+            Part::Calls => calls(&mut world, sizes),
         }
     })
 }
@@ -89,14 +89,14 @@ fn grants(world: &mut World<'_>, sizes: &Sizes) -> Result<String> {
     Ok(text)
 }
 
-fn callers(world: &mut World<'_>, sizes: &Sizes) -> Result<String> {
+fn calls(world: &mut World<'_>, sizes: &Sizes) -> Result<String> {
     let mut text = String::new();
-    for _ in 0..sizes.callers.max(3) {
+    for _ in 0..sizes.calls.max(3) {
         let before = busy(world)?;
         let passed = published::asked_for_at_once(world, 1_000)?;
         let after = busy(world)?;
         text += &format!(
-            "1,000 callers: {passed:.0} ms, agent {:.0}, server {:.0} ms of processor\n",
+            "1,000 calls, 64 at a time: {passed:.0} ms, agent {:.0}, server {:.0} ms of processor\n",
             after[0] - before[0],
             after[1] - before[1]
         );

@@ -89,7 +89,8 @@ pub fn connects(from: Ipv4Addr, to: SocketAddrV4, patience: Duration) -> Result<
     }
 }
 
-/// Knocks until it opens, a new attempt each millisecond; says when the attempt began that got through.
+/// Knocks until it opens, a new attempt each millisecond; says when an attempt was first seen to have got through,
+/// which is looked for every 50 µs.
 pub fn first_open(from: Ipv4Addr, to: SocketAddrV4, patience: Duration) -> Result<Instant> {
     let deadline = Instant::now() + patience;
     let mut attempts: Vec<(Instant, TcpStream)> = Vec::new();
@@ -111,7 +112,34 @@ pub fn first_open(from: Ipv4Addr, to: SocketAddrV4, patience: Duration) -> Resul
     bail!("{to} did not open for {from} within {patience:?}")
 }
 
+/// For which of these addresses a door is open, in their order; all knock at once, a few hundred at a time.
+pub fn open_for(sources: &[Ipv4Addr], to: SocketAddrV4, patience: Duration) -> Result<Vec<bool>> {
+    let mut open = Vec::with_capacity(sources.len());
+    for some in sources.chunks(500) {
+        let attempts: Vec<TcpStream> = some.iter().map(|from| begun(*from, to)).collect::<Result<_>>()?;
+        let through = || attempts.iter().map(|attempt| attempt.peer_addr().is_ok());
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline && !through().all(|open| open) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        open.extend(through());
+    }
+    Ok(open)
+}
+
+/// When and how often to knock at a door that is about to be shut.
+#[derive(Clone, Copy)]
+pub struct Watch {
+    pub begin: Timestamp,
+    pub end: Timestamp,
+    /// From one attempt to the next.
+    pub pace: Duration,
+    /// Once it was open, so much silence means that it has been shut.
+    pub quiet: Duration,
+}
+
 /// What a door did round an expected end.
+#[derive(Default)]
 pub struct Watched {
     /// The beginning of the last attempt that got through.
     pub last_open_at: Option<Timestamp>,
@@ -119,36 +147,46 @@ pub struct Watched {
     pub first_shut_at: Option<Timestamp>,
 }
 
-/// Knocks every `pace` from one moment to another.
-pub fn watch(
-    from: Ipv4Addr,
-    to: SocketAddrV4,
-    begin: Timestamp,
-    end: Timestamp,
-    pace: Duration,
-) -> Result<Watched> {
-    thread::sleep(begin.since(moment::now()?));
+impl Watched {
+    /// Forgets the attempts up to the last that has got through.
+    fn take_in(&mut self, attempts: &mut Vec<(Timestamp, TcpStream)>) {
+        let open = |(_, attempt): &(Timestamp, TcpStream)| attempt.peer_addr().is_ok();
+        if let Some(last) = attempts.iter().rposition(open) {
+            self.last_open_at = attempts.drain(..=last).next_back().map(|(at, _)| at);
+        }
+    }
+}
+
+/// Knocks as `watch` says.
+pub fn watch(from: Ipv4Addr, to: SocketAddrV4, watch: Watch) -> Result<Watched> {
+    const LOOK: Duration = Duration::from_millis(100);
+    thread::sleep(watch.begin.since(moment::now()?));
+    let mut watched = Watched::default();
     let mut attempts = Vec::new();
     let mut next = Instant::now();
+    let mut look_at = next + LOOK;
     loop {
         let now = moment::now()?;
-        if now > end {
+        if now > watch.end {
             break;
         }
         attempts.push((now, begun(from, to)?));
-        next += pace;
+        next += watch.pace;
+        if next > look_at {
+            look_at = next + LOOK;
+            watched.take_in(&mut attempts);
+            let silent = |(since, _): &(Timestamp, TcpStream)| now.since(*since) > watch.quiet;
+            if watched.last_open_at.is_some() && attempts.first().is_some_and(silent) {
+                break;
+            }
+        }
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     // For the answers to the last ones.
     thread::sleep(Duration::from_millis(30));
-    let last = attempts
-        .iter()
-        .rposition(|(_, attempt)| attempt.peer_addr().is_ok());
-    let after = last.map_or(0, |last| last + 1);
-    Ok(Watched {
-        last_open_at: last.and_then(|last| attempts.get(last)).map(|(at, _)| *at),
-        first_shut_at: attempts.get(after).map(|(at, _)| *at),
-    })
+    watched.take_in(&mut attempts);
+    watched.first_shut_at = attempts.first().map(|(at, _)| *at);
+    Ok(watched)
 }
 
 fn begun(from: Ipv4Addr, to: SocketAddrV4) -> Result<TcpStream> {

@@ -1,17 +1,14 @@
 //! Many grants: from publishing to the last receipt.
 
-use std::net::Ipv4Addr;
 use std::panic::resume_unwind;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use nightlatch_bench::footprint;
+use nightlatch_bench::{PATIENCE, footprint};
 use nightlatch_tests::wait;
 use nix::sys::signal::Signal;
 
-use crate::PATIENCE;
-use crate::caller::Wish;
 use crate::world::World;
 
 /// Milliseconds, and milliseconds of processor time from publishing on.
@@ -20,20 +17,23 @@ pub(crate) struct Published {
     pub(crate) signing: f64,
     pub(crate) passed: f64,
     pub(crate) agent_busy: f64,
+    /// With what it takes to answer [`at_event`].
     pub(crate) server_busy: f64,
 }
 
-/// `count` requests wait for a host that is away. It comes back, the server signs and records all of them in one
-/// transaction, and publishes them: from that moment the time runs until it has stored the last receipt.
+/// `count` requests wait for a host that is away. It comes back, the server signs and records them in pieces of at
+/// most 500, each a transaction, and answers the host after the last, which publishes them: from that commit the
+/// time runs until the server has stored the last receipt.
 pub(crate) fn publish(world: &mut World<'_>, count: usize) -> Result<Published> {
     let machine = world.guarded_machine();
     let name = machine.name();
-    let open_before = world.caller.open_grants(&name)?;
+    let open_before = world.open_grants()?;
     machine.end_agent(Signal::SIGTERM)?;
     wait::until_true("the server still has the machine connected", PATIENCE, || {
         Ok(!world.caller.machine(&name)?.connected)
     })?;
-    world.caller.ask_many(count, numbered(world, Duration::ZERO))?;
+    let wishes = world.wishes(count, Duration::ZERO)?;
+    world.caller.ask_many(count, wishes)?;
     world.settle()?;
 
     let count_events = u64::try_from(count)?;
@@ -49,7 +49,7 @@ pub(crate) fn publish(world: &mut World<'_>, count: usize) -> Result<Published> 
         Ok((published, busy, last_receipt))
     })?;
     let [agent_busy, server_busy] = processor_times(world)?;
-    let open = world.caller.open_grants(&name)?;
+    let open = world.open_grants()?;
     ensure!(
         open == open_before + count,
         "{open} grants are open: {open_before} were, and {count} were added"
@@ -86,24 +86,11 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-/// Many callers, each of whom waits for the host: milliseconds until the last has its answer.
+/// Many calls by one caller, each of which waits for the host: milliseconds until the last has its answer.
 pub(crate) fn asked_for_at_once(world: &mut World<'_>, count: usize) -> Result<f64> {
     world.settle()?;
-    let wishes = numbered(world, PATIENCE);
+    let wishes = world.wishes(count, PATIENCE)?;
     let started = Instant::now();
     world.caller.ask_many(count, wishes)?;
     Ok(milliseconds(started.elapsed()))
-}
-
-/// Grant number n is for the n-th address of a network of their own.
-fn numbered(world: &World<'_>, wait: Duration) -> impl Fn(usize) -> Wish + use<> {
-    const FIRST: u32 = u32::from_be_bytes([198, 18, 0, 1]);
-    let (machine, port) = (world.guarded_machine().name(), world.guarded().port());
-    move |number| Wish {
-        machine: machine.clone(),
-        port,
-        source: Ipv4Addr::from(FIRST + u32::try_from(number).unwrap_or_default()),
-        length: Duration::from_secs(2 * 3600),
-        wait,
-    }
 }

@@ -1,22 +1,26 @@
 //! The figures as tables and as a chart.
 
 use std::fs;
+use std::iter;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nightlatch_bench::caller::AT_ONCE;
 use nightlatch_bench::chart::{self, Bar, Group};
-use nightlatch_bench::document::{Table, distribution, short};
+use nightlatch_bench::document::{Table, distribution, grouped, short};
 use nightlatch_bench::figures::Figures;
 use nightlatch_bench::moment;
 
+use crate::aims;
 use crate::asks::Asks;
-use crate::doors::Doors;
-use crate::survey::{Footprints, Survey};
+use crate::survey::{Burst, Footprints, Survey, Under};
+use crate::world::DOORS;
 
 /// Everything, as Markdown.
 pub(crate) fn text(survey: &Survey, profile: &str, quick: bool, took: Duration) -> Result<String> {
     let parts = [
         conditions(profile, quick, took)?,
+        aims::table(survey),
         asks(survey),
         ends(survey),
         many(survey),
@@ -56,15 +60,12 @@ fn asks(survey: &Survey) -> String {
     let mut table = Table::headed(&distribution("request → first connect (ms)"));
     table.figures("`nightlatch request`, whole command", command);
     table.figures("warm gRPC client", warm);
-    table.figures(
-        &format!(
-            "warm gRPC client, one more with {} open",
-            grouped(survey.most.grants)
-        ),
-        &survey.most.asks,
-    );
     table.figures("`nft add element` spawned by hand", by_hand);
     table.figures("for comparison: `nightlatch --version`", start);
+    for Under { grants, asks, .. } in &survey.under {
+        let name = format!("warm gRPC client alone, one more with {} open", grouped(*grants));
+        table.figures(&name, asks);
+    }
     let ratio = |figures: &Figures| short(figures.median() / by_hand.median());
     format!(
         "### Request → first connect\n{}\nBy p50, the whole command takes {} × the spawned `nft`, the warm client {} ×.\n",
@@ -90,30 +91,37 @@ fn many(survey: &Survey) -> String {
         "max",
         "a grant, p50",
         "processor: agent",
-        "server",
+        "server, its answers to the bench's looks at the events included",
         "connecting and signing before, p50",
     ]);
     for burst in &survey.published {
-        let median = burst.passed.median();
+        let Burst {
+            grants,
+            signing,
+            passed,
+            agent_busy,
+            server_busy,
+        } = burst;
+        let median = passed.median();
         table.row(&[
-            grouped(burst.grants),
-            burst.passed.count().to_string(),
-            short(burst.passed.quantile(0.0)),
+            grouped(*grants),
+            passed.count().to_string(),
+            short(passed.quantile(0.0)),
             short(median),
-            short(burst.passed.quantile(1.0)),
-            short(median / burst.grants as f64),
-            short(burst.agent_busy.median()),
-            short(burst.server_busy.median()),
-            short(burst.signing.median()),
+            short(passed.quantile(1.0)),
+            short(median / *grants as f64),
+            short(agent_busy.median()),
+            short(server_busy.median()),
+            short(signing.median()),
         ]);
     }
-    let callers = &survey.thousand_callers;
+    let calls = &survey.thousand_calls;
     format!(
-        "### Many grants\n{}\n1,000 callers, 64 at a time, each waiting for the host's word: {} ms until the last has its \
-         answer (median of {}).\n",
+        "### Many grants\n{}\n1,000 calls of one client with one certificate over one connection, {AT_ONCE} at a time, \
+         each waiting for the host's word: {} ms until the last has its answer (median of {}).\n",
         table.into_text(),
-        short(callers.median()),
-        callers.count()
+        short(calls.median()),
+        calls.count()
     )
 }
 
@@ -123,28 +131,19 @@ fn doors(survey: &Survey) -> String {
         "port",
         "connect p50 (µs)",
         "connects/s",
-        "of no rules",
+        "connect, of no rules",
     ]);
-    for (openings, doors) in &survey.doors {
-        let openings = openings.map_or_else(|| "no policy yet".to_owned(), grouped);
-        let Doors {
-            without_rules,
-            without_rules_again,
-            unguarded,
-            guarded,
-        } = doors;
-        for (name, door) in [
-            ("no rules at all", without_rules),
-            ("no rules, again", without_rules_again),
-            ("unguarded", unguarded),
-            ("guarded, open", guarded),
-        ] {
+    let before = ("none, no policy yet".to_owned(), &survey.doors_before);
+    let under = survey.under.iter();
+    let under = under.map(|under| (grouped(under.openings), &under.doors));
+    for (openings, doors) in iter::once(before).chain(under) {
+        for (name, door) in DOORS.iter().zip(doors) {
             table.row(&[
                 openings.as_str(),
                 name,
                 &short(door.connect.median()),
                 &short(door.rate.median()),
-                &format!("{:.3}", door.of_no_rules.median()),
+                &format!("{:.3}", door.of_first.median()),
             ]);
         }
     }
@@ -153,21 +152,20 @@ fn doors(survey: &Survey) -> String {
 
 fn idle(survey: &Survey) -> String {
     let mut table = Table::headed(&[
-        "idle",
+        "open, idle",
         "agent (MiB)",
         "agent (% of a processor)",
         "server (MiB)",
         "server (% of a processor)",
     ]);
-    let most = format!("{} open", grouped(survey.most.grants));
-    for (name, footprints) in [("nothing open", survey.idle), (most.as_str(), survey.most.idle)] {
-        let Footprints { agent, server } = footprints;
+    for Under { grants, idle, .. } in &survey.under {
+        let Footprints { agent, server } = idle;
         table.row(&[
-            name.to_owned(),
-            short(agent.0),
-            short(agent.1),
-            short(server.0),
-            short(server.1),
+            grouped(*grants),
+            short(agent.mib),
+            short(agent.percent),
+            short(server.mib),
+            short(server.percent),
         ]);
     }
     format!("### Memory and processor\n{}", table.into_text())
@@ -180,18 +178,20 @@ pub(crate) fn chart(survey: &Survey) -> String {
         value: figures.median(),
         is_ours,
     };
+    let more = survey.under.iter().filter(|under| under.grants > 0);
+    let more = more.map(|under| {
+        let name = format!("warm, {} open", grouped(under.grants));
+        bar(&name, &under.asks, true)
+    });
+    let mut bars = vec![
+        bar("nft add element, spawned by hand", &survey.asks.by_hand, false),
+        bar("nightlatch request, whole command", &survey.asks.command, true),
+        bar("warm gRPC client", &survey.asks.warm, true),
+    ];
+    bars.extend(more);
     let asks = Group {
         heading: "Request → first connect".to_owned(),
-        bars: vec![
-            bar("nft add element, spawned by hand", &survey.asks.by_hand, false),
-            bar("nightlatch request, whole command", &survey.asks.command, true),
-            bar("warm gRPC client", &survey.asks.warm, true),
-            bar(
-                &format!("warm, {} open", grouped(survey.most.grants)),
-                &survey.most.asks,
-                true,
-            ),
-        ],
+        bars,
     };
     let bursts = survey.published.iter().map(|burst| {
         let name = format!("{} at once", grouped(burst.grants));
@@ -202,30 +202,4 @@ pub(crate) fn chart(survey: &Survey) -> String {
         bars: bursts.collect(),
     };
     chart::draw("Medians of one run, in milliseconds", "ms", &[asks, many])
-}
-
-/// 10000 as 10,000.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (position, digit) in digits.chars().enumerate() {
-        if position > 0 && (digits.len() - position).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thousands_are_grouped() {
-        assert_eq!(
-            [0, 100, 1_000, 10_000, 1_234_567].map(grouped),
-            ["0", "100", "1,000", "10,000", "1,234,567"]
-        );
-    }
 }

@@ -4,16 +4,16 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nightlatch_bench::probe::{self, Doorkeeper, Porch};
+use nightlatch_bench::PATIENCE;
+use nightlatch_bench::caller::{Caller, Wish};
+use nightlatch_bench::doors::Door;
+use nightlatch_bench::probe::{self, Doorkeeper};
 use nightlatch_tests::lab::Lab;
 use nightlatch_tests::machine::Machine;
 use nightlatch_tests::netns::ip_batch;
 use nightlatch_tests::plan::CLIENT;
 use nightlatch_tests::process::Process;
 use nightlatch_tests::wait;
-
-use crate::PATIENCE;
-use crate::caller::Caller;
 
 /// Ports that the policy guards: one for requests, one for timing connects.
 const GUARDED: u16 = 9000;
@@ -32,23 +32,19 @@ pub(crate) struct World<'l> {
     pub(crate) lab: &'l Lab,
     pub(crate) caller: Caller,
     _doorkeepers: [Doorkeeper; 2],
-    porches: Porches,
+    doors: [Door; 4],
     next_source: u16,
+    next_of_many: u32,
 }
 
-/// The doors whose connects are timed.
-pub(crate) struct Porches {
-    /// On a machine without any table, and once more.
-    pub(crate) without_rules: Door,
-    pub(crate) without_rules_again: Door,
-    pub(crate) unguarded: Door,
-    pub(crate) guarded: Door,
-}
+/// The doors whose connects are timed: the first two are on a machine without any table, and equal.
+pub(crate) const DOORS: [&str; 4] = ["no rules at all", "no rules, again", "unguarded", "guarded, open"];
 
-pub(crate) struct Door {
-    pub(crate) at: SocketAddrV4,
-    pub(crate) porch: Porch,
-}
+/// Each of many grants has an address of its own in this network, none of which is used twice.
+const MANY: (u32, u32) = (
+    u32::from_be_bytes([198, 18, 0, 1]),
+    u32::from_be_bytes([198, 19, 0, 0]),
+);
 
 impl<'l> World<'l> {
     /// Nothing is guarded yet.
@@ -63,22 +59,19 @@ impl<'l> World<'l> {
         // Enrolled both, but only the first gets a policy: the second has no table.
         let (guarded, free) = (lab.machine(1), lab.machine(2));
         let answer = |port| Doorkeeper::answer(&guarded.netns(), at(guarded, port));
-        let porch = |machine: Machine<'_>, port| -> Result<Door> {
-            let at = at(machine, port);
-            let porch = Porch::open(&machine.netns(), at)?;
-            Ok(Door { at, porch })
-        };
+        let door = |machine: Machine<'_>, port| Door::open(&machine.netns(), at(machine, port));
         Ok(Self {
             lab,
             caller: Caller::connect(lab)?,
             _doorkeepers: [answer(GUARDED)?, answer(BY_HAND)?],
-            porches: Porches {
-                without_rules: porch(free, PORCH)?,
-                without_rules_again: porch(free, OTHER_PORCH)?,
-                unguarded: porch(guarded, PORCH)?,
-                guarded: porch(guarded, GUARDED_PORCH)?,
-            },
+            doors: [
+                door(free, PORCH)?,
+                door(free, OTHER_PORCH)?,
+                door(guarded, PORCH)?,
+                door(guarded, GUARDED_PORCH)?,
+            ],
             next_source: 0,
+            next_of_many: MANY.0,
         })
     }
 
@@ -86,8 +79,8 @@ impl<'l> World<'l> {
         self.lab.machine(1)
     }
 
-    pub(crate) const fn porches(&self) -> &Porches {
-        &self.porches
+    pub(crate) const fn doors(&self) -> [&Door; 4] {
+        self.doors.each_ref()
     }
 
     /// Where requests open.
@@ -114,6 +107,42 @@ impl<'l> World<'l> {
         Ipv4Addr::new(198, 19, high, low)
     }
 
+    /// Wishes for access to the guarded door, each from an address that nobody has asked for yet.
+    pub(crate) fn wishes(&mut self, count: usize, wait: Duration) -> Result<impl Fn(usize) -> Wish + use<>> {
+        let first = self.next_of_many;
+        let next = u32::try_from(count)
+            .ok()
+            .and_then(|count| first.checked_add(count));
+        self.next_of_many = next
+            .filter(|next| *next <= MANY.1)
+            .with_context(|| format!("no addresses left for {count} grants"))?;
+        let (machine, port) = (self.guarded_machine().name(), self.guarded().port());
+        Ok(move |number| Wish {
+            machine: machine.clone(),
+            port,
+            source: Ipv4Addr::from(first + u32::try_from(number).unwrap_or_default()),
+            length: Duration::from_secs(2 * 3600),
+            wait,
+        })
+    }
+
+    /// What is open of the guarded machine's ports.
+    pub(crate) fn open_grants(&mut self) -> Result<usize> {
+        self.caller.open_grants(&self.guarded_machine().name())
+    }
+
+    /// One who may knock at the guarded door among [`Self::doors`] while it is measured.
+    pub(crate) fn open_for_long(&mut self, source: Ipv4Addr) -> Result<()> {
+        let wish = Wish {
+            machine: self.guarded_machine().name(),
+            port: GUARDED_PORCH,
+            source,
+            length: Duration::from_secs(3600),
+            wait: PATIENCE,
+        };
+        self.caller.open(&wish).map(drop)
+    }
+
     /// Sets the policy; the guarded door is shut when this returns.
     pub(crate) fn guard(&mut self) -> Result<()> {
         self.lab.guard(self.guarded_machine(), &POLICY)?;
@@ -126,12 +155,12 @@ impl<'l> World<'l> {
     /// Ends all grants by taking the policy away, and sets it again.
     pub(crate) fn clear(&mut self) -> Result<()> {
         self.caller.delete_policy(&self.guarded_machine().name())?;
+        wait::until_true("grants are open without a policy", PATIENCE * 4, || {
+            Ok(self.open_grants()? == 0)
+        })?;
         self.settle()?;
         self.guard()?;
-        self.settle()?;
-        let open = self.caller.open_grants(&self.guarded_machine().name())?;
-        ensure!(open == 0, "{open} grants are open without a policy");
-        Ok(())
+        self.settle()
     }
 
     /// Waits until no more events come.
