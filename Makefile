@@ -36,15 +36,15 @@ build: ## The binaries, in target/ci
 demo: prerequisites-lab build ## The story of one access, told by the real commands in a lab
 	@$(BIN)/nightlatch-lab demo
 
-bench: prerequisites-lab ## What docs/performance.md tells, measured and written there; QUICK=1: two minutes, not written
+bench: prerequisites-lab ## What docs/performance.md tells, measured (7 to 12 minutes) and written there; QUICK=1: 2 to 3 minutes, not written
 	@# The release profile: what a build for tests does says little about what is installed.
 	cargo build --locked --release --workspace --bins
 	@$(TARGET)/release/nightlatch-bench $(if $(QUICK),--quick,--docs docs)
 
-bench-peers: prerequisites-lab ## By hand: the same questions put to what people use today
+bench-peers: prerequisites-lab ## By hand: the same questions put to what people use today (about 14 minutes); QUICK=1: fewer runs, not written
 	@bench/peers/prerequisites.sh $(TARGET)/peers
 	cargo build --locked --release --workspace --bins
-	@$(TARGET)/release/nightlatch-bench-peers --tools $(TARGET)/peers --docs docs
+	@$(TARGET)/release/nightlatch-bench-peers --tools $(TARGET)/peers $(if $(QUICK),--quick,--docs docs)
 
 packages: prerequisites-packages cargo-deb build ## The .deb files of agent, server and command line, in target/packages
 	cargo build --locked --profile dist --bins -p nightlatch-agent -p nightlatch-server -p nightlatch-cli
