@@ -131,8 +131,10 @@ struct Stream {
     /// The last number that was sent on it, and those of the batches on the way.
     sent: u64,
     on_the_way: VecDeque<u64>,
-    /// Assignments whose record is on disk, each to be answered once the receipts up to that number were sent.
-    answers: VecDeque<(u64, Generation)>,
+    /// What was taken last, if the server was not told that it is settled.
+    unsettled: Option<Generation>,
+    /// Settled once the receipts up to that number are stored.
+    settling: Option<(u64, Generation)>,
     /// Failures that last and were told on it.
     said: BTreeSet<&'static str>,
 }
@@ -225,6 +227,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     fn connected(&mut self, to_server: mpsc::Sender<ToServer>) {
         // What was sent on another stream needs no answer on this one.
         self.unanswered.clear();
+        let state = self.host_state();
         self.stream = Some(Stream {
             to_server,
             time_heard: false,
@@ -232,12 +235,13 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             sent: 0,
             said: BTreeSet::new(),
             on_the_way: VecDeque::new(),
-            answers: VecDeque::new(),
+            unsettled: Some(state.generation).filter(|held| *held > Generation::default()),
+            settling: None,
         });
-        let hello = ToServer::Hello(Box::new(self.host_state()));
-        self.say(hello);
+        self.say(ToServer::Hello(Box::new(state)));
         self.send_reports();
         self.send_receipts();
+        self.settle();
     }
 
     fn host_state(&self) -> HostState {
@@ -275,6 +279,8 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             self.enforce();
             self.record(record, 1, true);
         }
+        // What was let in before is told before something takes it away.
+        self.account();
         let waiting = self.stream.as_mut().map(|stream| {
             stream.time_heard = true;
             std::mem::take(&mut stream.waiting)
@@ -306,6 +312,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
                 tracing::debug!(?applied, "the firewall is as it should be");
                 self.gate_due_at = None;
                 self.applied_at = Some(now);
+                self.ledger.enforced(now);
                 self.is_over("FIREWALL_FAILED");
             }
             Err(error) => {

@@ -61,6 +61,8 @@ pub enum ToServer {
         message: String,
     },
     Receipts(Vec<Vec<u8>>),
+    /// All that there is to say of this generation is stored.
+    Settled(Generation),
     Report(Report),
 }
 
@@ -286,6 +288,9 @@ fn question_of(word: ToServer) -> Question {
             }
             .into(),
             message,
+        }),
+        ToServer::Settled(generation) => Question::Settled(pb::Settled {
+            generation: generation.0,
         }),
         ToServer::Receipts(envelopes) => Question::Receipts(pb::Receipts { envelopes }),
         ToServer::Report(Report { code, message, time }) => Question::Report(pb::Report {

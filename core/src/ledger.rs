@@ -85,6 +85,10 @@ pub struct Ledger {
     revoked: BTreeMap<GrantId, Timestamp>,
     /// Closed before their end after they were reported as open, and no receipt is known to be on disk.
     untold: BTreeMap<GrantId, Closing>,
+    /// Of those, the ones whose opening has no receipt that is known to be on disk either.
+    untold_openings: BTreeSet<GrantId>,
+    /// Open in the firewall, and no receipt was made of it yet.
+    let_in: BTreeSet<GrantId>,
     /// Refused, and no receipt is known to be on disk.
     untold_refusals: BTreeSet<GrantId>,
     /// The number of the last record that was made.
@@ -108,6 +112,8 @@ impl Ledger {
             unrecorded: BTreeMap::new(),
             revoked: BTreeMap::new(),
             untold: BTreeMap::new(),
+            untold_openings: BTreeSet::new(),
+            let_in: BTreeSet::new(),
             untold_refusals: BTreeSet::new(),
             number: 0,
             numbers: None,
@@ -213,8 +219,7 @@ impl Ledger {
         let ended: Vec<GrantId> = ids.iter().filter(has_ended).copied().collect();
         let was_opened = |id: &&GrantId| self.was_opened(**id);
         let opened: Vec<GrantId> = ids.iter().filter(was_opened).copied().collect();
-        ids.iter().for_each(|id| self.remove(*id));
-        self.owe_receipts(&opened, &ended);
+        self.remove_opened(&ids, &opened, &ended);
         let number = self.next_number();
         Record::Removed {
             number,
@@ -226,7 +231,10 @@ impl Ledger {
     }
 
     fn remove(&mut self, id: GrantId) {
-        self.owe_receipt(id, Closing::Removed);
+        if !self.untold.contains_key(&id) {
+            self.owe_receipt(id, Closing::Removed);
+        }
+        self.let_in.remove(&id);
         self.untold_refusals.remove(&id);
         let removed = self.entries.remove(id);
         if let Some(not_after) = removed.and_then(|entry| entry.not_after()) {
@@ -365,6 +373,7 @@ impl Ledger {
             generation: Generation(0),
             entries: Entries::default(),
             unrecorded: BTreeMap::new(),
+            let_in: BTreeSet::new(),
             in_force: None,
             ..self
         }

@@ -238,8 +238,8 @@ impl Agents {
         }))
     }
 
-    /// The host has taken an assignment without some grants: those that it never opened are closed now,
-    /// and no receipt will say so.
+    /// The host has taken an assignment without some grants, and all its receipts of them are here: those that it
+    /// never opened are closed now, and no receipt will say so.
     ///
     /// # Errors
     /// A store that doesn't answer.

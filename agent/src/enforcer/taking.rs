@@ -18,8 +18,6 @@ pub(super) struct Unanswered {
     pub(super) generation: Generation,
     pub(super) is_whole: bool,
     pub(super) lacks_policy: bool,
-    /// Whether it ends something.
-    pub(super) ends: bool,
 }
 
 impl Unanswered {
@@ -27,7 +25,6 @@ impl Unanswered {
     fn includes(&mut self, earlier: Self) {
         self.lacks_policy = !(self.brings_policy() || earlier.brings_policy());
         self.is_whole |= earlier.is_whole;
-        self.ends |= earlier.ends;
     }
 
     const fn brings_policy(self) -> bool {
@@ -61,12 +58,11 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         if gone.is_empty() {
             return;
         }
-        let unreported = self.ledger.unreported(now);
         let mut told = Vec::new();
         for id in &gone {
             if self.ledger.has_ended(*id, now) {
                 told.push((*id, Closing::Expired.code()));
-            } else if self.ledger.was_opened(*id) || unreported.opened.contains(id) {
+            } else if self.ledger.was_opened(*id) {
                 told.push((*id, Closing::Removed.code()));
             }
         }
@@ -88,7 +84,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             Ok(change) => change,
             Err(refused) => return self.not_taken(generation, &refused),
         };
-        let closes = self.close(&change, now);
+        let closes = self.close(&change);
         self.tell_left_out(change.left_out());
         let lacks_policy = change.left_out().iter().any(|left_out| match left_out {
             LeftOut::Policy(_) | LeftOut::NoKeys => true,
@@ -118,7 +114,6 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             generation,
             is_whole: assignment.base.is_none(),
             lacks_policy,
-            ends: !assignment.removed.is_empty() || !self.closed.is_empty(),
         });
     }
 
@@ -160,7 +155,10 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
 
     /// For the receipts that follow with this record: they needn't wait for the disk once more.
     fn give_numbers(&mut self, change: &mut Change, refused: usize, now: BootTime) {
+        let openings = self.closed.iter();
+        let openings = openings.filter(|(id, ..)| self.ledger.is_opening_untold(*id));
         let count = refused
+            .saturating_add(openings.count())
             .saturating_add(self.closed.len())
             .saturating_add(change.opening(now));
         let last = self.giving.back().map_or(self.given, |(_, upto)| *upto);
@@ -186,11 +184,10 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         )
     }
 
-    fn close(&mut self, change: &Change, now: BootTime) -> bool {
-        let unreported = self.ledger.unreported(now);
+    fn close(&mut self, change: &Change) -> bool {
         let number = self.ledger.number().saturating_add(1);
         for (id, why) in change.closing() {
-            if self.ledger.was_opened(*id) || unreported.opened.contains(id) {
+            if self.ledger.was_opened(*id) {
                 self.closed.push((*id, why.code(), number));
             }
         }

@@ -45,29 +45,14 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         let closed = self.closed.extract_if(.., |(.., number)| *number <= durable);
         let closed: Vec<_> = closed.map(|(id, reason, _)| (id, reason)).collect();
         let removed: Vec<GrantId> = closed.iter().map(|(id, _)| *id).collect();
+        let is_untold = |id: &&GrantId| self.ledger.is_opening_untold(**id);
+        let untold: Vec<GrantId> = removed.iter().filter(is_untold).copied().collect();
         let expired = unreported.closed.iter().map(|id| (*id, Closing::Expired.code()));
-        let mut happenings: Vec<Happening> = closed
-            .into_iter()
-            .chain(expired)
-            .map(|(grant, reason)| {
-                tracing::info!(%grant, reason, "closed");
-                Happening {
-                    grant,
-                    event: Done::Closed,
-                    at,
-                    reason: reason.to_owned(),
-                }
-            })
-            .collect();
-        happenings.extend(unreported.opened.iter().map(|grant| {
-            tracing::info!(%grant, "opened");
-            Happening {
-                grant: *grant,
-                event: Done::Opened,
-                at,
-                reason: String::new(),
-            }
-        }));
+        // An opening comes before its end.
+        let mut happenings: Vec<Happening> = untold.iter().map(|grant| opened(*grant, at)).collect();
+        happenings.extend(closed.into_iter().map(|(id, why)| self::closed(id, why, at)));
+        happenings.extend(unreported.opened.iter().map(|grant| opened(*grant, at)));
+        happenings.extend(expired.map(|(id, why)| self::closed(id, why, at)));
         let owed = std::mem::take(&mut self.owed_refusals);
         unreported.refused.extend(owed.iter().map(|(id, _)| *id));
         happenings.extend(owed.into_iter().map(|(grant, reason)| Happening {
@@ -77,11 +62,13 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             reason,
         }));
         self.add_receipts(happenings);
+        unreported.opened.extend(untold);
         unreported.closed.extend(removed);
         self.note(unreported);
         if self.fallen == Fallen::Untold {
             self.fallen = Fallen::Told(self.outbox.last());
         }
+        self.settle();
     }
 
     /// For the ledger's file once the receipts that were made last are on disk.
@@ -119,6 +106,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         if let Some(done) = self.outbox.stored(sequence) {
             self.receipts_lane.add([done], 1, false);
         }
+        self.settle();
         self.send_receipts();
     }
 
@@ -135,31 +123,38 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             stream.on_the_way.push_back(last);
             self.say(ToServer::Receipts(envelopes));
         }
-        self.send_answers();
     }
 
-    /// Where something has ended, the answer follows the receipts: else the server would take what they say was open
-    /// for never opened.
+    /// The records of these are on disk.
     pub(super) fn accept(&mut self, taken: Vec<Unanswered>) {
-        let last = self.outbox.last();
-        if let Some(stream) = self.stream.as_mut() {
-            let answers = taken.into_iter();
-            stream
-                .answers
-                .extend(answers.map(|taken| (if taken.ends { last } else { 0 }, taken.generation)));
+        for Unanswered { generation, .. } in taken {
+            self.reply(generation, Taken::Accepted, "");
+            if let Some(stream) = self.stream.as_mut() {
+                stream.unsettled = Some(generation);
+            }
         }
-        self.send_answers();
+        self.settle();
     }
 
-    fn send_answers(&mut self) {
+    /// Tells the server once it has stored all that there is to say of what was taken: else it would take what
+    /// receipts still say was open for never opened.
+    pub(super) fn settle(&mut self) {
+        let durable = self.ledger_lane.durable();
+        let owes =
+            self.closed.iter().any(|(.., number)| *number <= durable) || !self.owed_refusals.is_empty();
         while let Some(stream) = self.stream.as_mut() {
-            let is_due = |(receipts, _): &mut (u64, Generation)| {
-                *receipts <= stream.sent.max(self.outbox.stored_upto())
-            };
-            let Some((_, generation)) = stream.answers.pop_front_if(is_due) else {
+            if stream.settling.is_none() && !owes {
+                let last = self.outbox.last();
+                stream.settling = stream.unsettled.take().map(|generation| (last, generation));
+            }
+            let stored = self.outbox.stored_upto();
+            let Some((_, generation)) = stream.settling.take_if(|(last, _)| *last <= stored) else {
                 return;
             };
-            self.reply(generation, Taken::Accepted, "");
+            // After a theft generations begin anew, and a number of before would be taken for a later one.
+            if generation <= self.ledger.generation() {
+                self.say(ToServer::Settled(generation));
+            }
         }
     }
 
@@ -246,5 +241,25 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             tracing::debug!(%error, "the stream is given up");
             self.stream = None;
         }
+    }
+}
+
+fn opened(grant: GrantId, at: Timestamp) -> Happening {
+    tracing::info!(%grant, "opened");
+    Happening {
+        grant,
+        event: Done::Opened,
+        at,
+        reason: String::new(),
+    }
+}
+
+fn closed(grant: GrantId, reason: &str, at: Timestamp) -> Happening {
+    tracing::info!(%grant, reason, "closed");
+    Happening {
+        grant,
+        event: Done::Closed,
+        at,
+        reason: reason.to_owned(),
     }
 }

@@ -179,7 +179,25 @@ fn outbox(boot_id: BootId) -> Outbox {
 
 impl World {
     fn new() -> Self {
-        let clock = FakeClock::new(at(0));
+        let ledger = Ledger::new(MACHINE, root().public());
+        Self::with(ledger, FakeClock::new(at(0)))
+    }
+
+    /// After a crash which left of the receipts nothing, and of the ledger what was on disk.
+    fn crashed(self) -> Self {
+        let records = self.records.take();
+        let boot = self.clock.boot();
+        let ceiling = rules().ceiling;
+        let replayed = Ledger::replay(MACHINE, root().public(), records.clone(), ceiling.as_ref(), boot);
+        let again = Self {
+            generation: self.generation,
+            ..Self::with(replayed.ledger, self.clock)
+        };
+        again.records.borrow_mut().splice(..0, records);
+        again
+    }
+
+    fn with(ledger: Ledger, clock: FakeClock) -> Self {
         let effects = Effects::default();
         let faults = Rc::new(RefCell::new(Faults::default()));
         let table = Rc::new(RefCell::new(Ruleset::default()));
@@ -196,7 +214,7 @@ impl World {
             rules: rules(),
             clock: clock.clone(),
             time: HostClock::new(clock.boot_id, BootTime::default(), None),
-            ledger: Ledger::new(MACHINE, root().public()),
+            ledger,
             gate: FakeGate {
                 effects: effects.clone(),
                 faults: faults.clone(),
@@ -274,7 +292,7 @@ impl World {
         std::iter::from_fn(|| self.from_host.try_recv().ok()).collect()
     }
 
-    /// Receipts as (event, reason), and the rest.
+    /// Receipts as (event, reason), and the rest. See [`Self::settled`].
     fn answers(&mut self) -> (Vec<(Done, String)>, Vec<ToServer>) {
         let (mut receipts, mut rest) = (Vec::new(), Vec::new());
         for word in self.said() {
@@ -283,10 +301,21 @@ impl World {
                     let receipt = Receipt::verify(envelope, &receipt_key().public()).unwrap();
                     (receipt.event, receipt.reason)
                 })),
+                ToServer::Settled(_) => {}
                 other => rest.push(other),
             }
         }
         (receipts, rest)
+    }
+
+    /// Of what was said, the generations that are settled.
+    fn settled(&mut self) -> Vec<u64> {
+        let said = self.said().into_iter();
+        said.filter_map(|word| match word {
+            ToServer::Settled(Generation(generation)) => Some(generation),
+            _ => None,
+        })
+        .collect()
     }
 
     fn whole(&mut self, grants: &[IssuedGrant]) -> Assignment {
@@ -353,3 +382,4 @@ impl Notices for Told {
 mod disk;
 mod life;
 mod order;
+mod settling;

@@ -333,6 +333,7 @@ fn record(
         revoked: Vec::new(),
         untold: Vec::new(),
         untold_ended: Vec::new(),
+        untold_openings: Vec::new(),
         numbers: None,
     }
 }

@@ -24,7 +24,8 @@ impl Unreported {
 }
 
 impl Ledger {
-    pub(super) fn owe_receipts(&mut self, opened: &[GrantId], ended: &[GrantId]) {
+    /// Takes them out, and owes the receipts of those that were open.
+    pub(super) fn remove_opened(&mut self, ids: &[GrantId], opened: &[GrantId], ended: &[GrantId]) {
         let ended: BTreeSet<&GrantId> = ended.iter().collect();
         for id in opened {
             let why = if ended.contains(id) {
@@ -32,13 +33,22 @@ impl Ledger {
             } else {
                 Closing::Removed
             };
-            self.untold.insert(*id, why);
+            self.owe(*id, why);
         }
+        ids.iter().for_each(|id| self.remove(*id));
     }
 
     pub(super) fn owe_receipt(&mut self, id: GrantId, why: Closing) {
         if self.was_opened(id) {
-            self.untold.insert(id, why);
+            self.owe(id, why);
+        }
+    }
+
+    fn owe(&mut self, id: GrantId, why: Closing) {
+        self.untold.insert(id, why);
+        let is_told = self.entries.accepted(id).is_some_and(|accepted| accepted.opened);
+        if !is_told {
+            self.untold_openings.insert(id);
         }
     }
 
@@ -47,9 +57,22 @@ impl Ledger {
         self.untold.iter().map(|(id, why)| (*id, *why))
     }
 
+    /// Whether the receipt of its opening may be lost as well, or was never made.
+    pub fn is_opening_untold(&self, id: GrantId) -> bool {
+        self.untold_openings.contains(&id)
+    }
+
     /// The receipts that a record of [`Self::reported`] is about are on disk.
     pub fn receipts_kept(&mut self, record: &Record) {
-        if let Record::Reported { closed, refused, .. } = record {
+        if let Record::Reported {
+            opened,
+            closed,
+            refused,
+        } = record
+        {
+            opened.iter().chain(closed).for_each(|id| {
+                self.untold_openings.remove(id);
+            });
             closed.iter().for_each(|id| {
                 self.untold.remove(id);
             });
@@ -65,14 +88,21 @@ impl Ledger {
         ids.filter_map(|id| Some((*id, self.refused_as(*id)?)))
     }
 
-    /// Openings and ends that no receipt has been made for yet.
+    /// The firewall does what was due by then.
+    pub fn enforced(&mut self, at: BootTime) {
+        let opened = self.unreported(at).opened;
+        self.let_in.extend(opened);
+    }
+
+    /// Openings and ends that no receipt has been made for yet. What has ended meanwhile is among both.
     pub fn unreported(&self, now: BootTime) -> Unreported {
         let mut unreported = Unreported::default();
         for id in self.entries.due(now) {
             let Some(accepted) = self.entries.accepted(id) else {
                 continue;
             };
-            if accepted.is_open(now) && !accepted.opened {
+            let is_open = accepted.is_open(now) || self.let_in.contains(&id);
+            if is_open && !accepted.opened && !accepted.closed {
                 unreported.opened.push(id);
             }
             if accepted.end() <= now && !accepted.closed {
@@ -99,6 +129,7 @@ impl Ledger {
 
     pub(super) fn mark_reported(&mut self, opened: &[GrantId], closed: &[GrantId]) {
         for id in opened {
+            self.let_in.remove(id);
             self.entries.change(*id, |accepted| accepted.opened = true);
         }
         for id in closed {
@@ -106,11 +137,12 @@ impl Ledger {
         }
     }
 
-    /// Whether a grant is in the ledger and has not been reported as closed.
+    /// Whether a grant in the ledger was let in, by a receipt or by the firewall, and not been reported as closed.
     pub fn was_opened(&self, id: GrantId) -> bool {
+        let is_let_in = || self.let_in.contains(&id);
         self.entries
             .accepted(id)
-            .is_some_and(|accepted| accepted.opened && !accepted.closed)
+            .is_some_and(|accepted| (accepted.opened || is_let_in()) && !accepted.closed)
     }
 
     /// Whether a grant in the ledger has come to its own end, and has not been reported as closed.

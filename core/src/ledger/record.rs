@@ -33,7 +33,7 @@ pub enum Record {
         /// Those of them that had come to their own end.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         ended: Vec<GrantId>,
-        /// Those of them that were open by a receipt, whether or not it was on disk.
+        /// Those of them that were open. Where no record before says so, the receipt of it may be lost.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         opened: Vec<GrantId>,
     },
@@ -86,6 +86,9 @@ pub struct AssignedRecord {
     /// The same at their end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) untold_ended: Vec<GrantId>,
+    /// Those of both whose opening has no receipt on disk either.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) untold_openings: Vec<GrantId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) numbers: Option<Numbers>,
 }
@@ -126,11 +129,8 @@ impl Record {
         }
     }
 
-    /// Of the openings and closings that it reports, takes out what these report.
+    /// Says of no opening and no closing that it was reported where these alone report it.
     pub fn leave_out<'r>(&mut self, others: impl Iterator<Item = &'r Self>) {
-        let Self::Reported { opened, closed, .. } = self else {
-            return;
-        };
         let (mut not_opened, mut not_closed) = (BTreeSet::<GrantId>::new(), BTreeSet::<GrantId>::new());
         for other in others {
             if let Self::Reported { opened, closed, .. } = other {
@@ -138,8 +138,18 @@ impl Record {
                 not_closed.extend(closed);
             }
         }
-        opened.retain(|id| !not_opened.contains(id));
-        closed.retain(|id| !not_closed.contains(id));
+        match self {
+            Self::Reported { opened, closed, .. } => {
+                opened.retain(|id| !not_opened.contains(id));
+                closed.retain(|id| !not_closed.contains(id));
+            }
+            Self::Assigned(assigned) => {
+                let owed = assigned.untold.iter().chain(&assigned.untold_ended);
+                let owed = owed.filter(|id| not_opened.contains(id)).copied();
+                assigned.untold_openings.extend(owed);
+            }
+            Self::Removed { .. } | Self::Carried { .. } | Self::Marked(_) => {}
+        }
     }
 
     /// Reports what the other does as well.

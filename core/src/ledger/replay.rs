@@ -60,10 +60,7 @@ impl Replay<'_> {
             }
             Record::Removed {
                 ids, ended, opened, ..
-            } => {
-                ids.into_iter().for_each(|id| self.ledger.remove(id));
-                self.ledger.owe_receipts(&opened, &ended);
-            }
+            } => self.ledger.remove_opened(&ids, &opened, &ended),
             Record::Carried {
                 number: _,
                 mark,
@@ -204,6 +201,7 @@ impl Ledger {
             let early = assigned.untold.into_iter().map(|id| (id, Closing::Removed));
             let ended = assigned.untold_ended.into_iter().map(|id| (id, Closing::Expired));
             self.untold = early.chain(ended).collect();
+            self.untold_openings = assigned.untold_openings.into_iter().collect();
         }
         self.generation = assigned.generation;
         self.numbers = assigned.numbers.or(self.numbers);

@@ -34,6 +34,7 @@ impl Ledger {
                 .collect(),
             untold: self.owed(|why| why != Closing::Expired),
             untold_ended: self.owed(|why| why == Closing::Expired),
+            untold_openings: self.untold_openings.iter().copied().collect(),
             numbers: self.numbers,
         })
     }

@@ -317,6 +317,51 @@ async fn a_grant_that_the_host_never_opened_is_closed_when_it_has_taken_the_end(
 }
 
 #[tokio::test]
+async fn an_ended_grant_is_not_called_never_opened_while_its_host_has_receipts_to_send() {
+    let world = World::begin().await;
+    let (mut alice, mut admin) = world.two_people().await;
+    let host = Host::enrol(&world, "web-1").await;
+    admin.set_policy("web-1", vec![ssh_rule()]).await;
+    let mut link = Link::connect(host, &world).await.unwrap();
+    link.kept = Some(Vec::new());
+    let request = alice.request(ask(&["web-1"], 0)).await.unwrap();
+    let now = world.clock.now();
+    while link.host.grants.is_empty() {
+        let answer = timeout(SOON, link.next()).await.unwrap().unwrap();
+        link.obey(answer, now).await;
+    }
+    let grant = alice.outcome(&request.name).await.grant;
+    let call = pb::EndGrantRequest {
+        name: grant.clone(),
+        wait: Some(seconds(0)),
+    };
+    alice.access.end_grant(call).await.unwrap();
+    while !link.host.grants.is_empty() {
+        let answer = timeout(SOON, link.next()).await.unwrap().unwrap();
+        link.obey(answer, now).await;
+    }
+    let (host, envelopes) = (link.host.clone(), link.kept.take().unwrap());
+    assert_eq!(envelopes.len(), 2);
+    drop(link);
+
+    // The server knows that the host has taken the end, and that it was open it hears only now.
+    let mut link = Link::connect(host, &world).await.unwrap();
+    link.until(now, |answer| {
+        matches!(answer, Answer::ClockAnswer(_)).then_some(())
+    })
+    .await;
+    assert_eq!(alice.grant(&grant).await.state(), Closing);
+    let receipts = pb::Receipts { envelopes };
+    link.say(pb::connect_request::Message::Receipts(receipts)).await;
+    let _attending = link.attend(&world);
+    until(async || alice.clone().grant(&grant).await.state() == Ended).await;
+    assert_eq!(admin.events_of("grant.opened").await.len(), 1);
+    let closed = admin.events_of("grant.closed").await;
+    let reasons: Vec<&str> = closed.iter().map(|event| event.reason.as_str()).collect();
+    assert_eq!(reasons, ["REMOVED"]);
+}
+
+#[tokio::test]
 async fn deleting_a_policy_ends_the_machine_s_grants_and_unguards_it() {
     let Scene {
         mut world,

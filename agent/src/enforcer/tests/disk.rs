@@ -380,30 +380,6 @@ fn the_number_that_was_given_never_falls() {
 }
 
 #[test]
-fn a_revoke_is_acknowledged_behind_the_receipt_of_the_opening() {
-    let mut world = World::connected();
-    world.assign(&[]);
-    world.answers();
-    let whole = world.whole(&[grant(1, ALICE, 600)]);
-    world.enforcer.hear(FromServer::Assignment(whole));
-    let written = world.disk.step().unwrap();
-    world.enforcer.written(written);
-    // Its receipt waits, and the disk fails for all but the ledger.
-    let receipts = world.disk.receipts_job.borrow_mut().take();
-    let whole = world.whole(&[]);
-    world.enforcer.hear(FromServer::Assignment(whole));
-    world.let_write();
-    let (receipts_said, rest) = world.answers();
-    assert_eq!(receipts_said, []);
-    assert_eq!(replies(&rest), [Taken::Accepted], "of the opening alone");
-    *world.disk.receipts_job.borrow_mut() = receipts;
-    world.let_write();
-    let (receipts_said, rest) = world.answers();
-    assert_eq!(receipts_said, [opened(), closed("REMOVED")]);
-    assert_eq!(replies(&rest), [Taken::Accepted]);
-}
-
-#[test]
 fn what_had_ended_is_owed_as_expired_after_a_crash() {
     let mut world = World::connected();
     world.assign(&[grant(1, ALICE, 60), grant(2, "192.0.2.8", 600)]);

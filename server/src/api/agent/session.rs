@@ -1,8 +1,6 @@
 //! A connected agent: Hello, then whatever comes first of messages, wake-ups and the end.
 
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use nightlatch_core::assignment::Generation;
@@ -10,7 +8,6 @@ use nightlatch_core::id::{MachineId, MachineName};
 use nightlatch_core::signing::PublicKey;
 use nightlatch_proto::convert::InvalidField;
 use nightlatch_proto::convert::agent::{HostState, parts};
-use nightlatch_proto::convert::time::timestamp;
 use nightlatch_proto::error::Problem;
 use nightlatch_proto::pb;
 use pb::connect_request::Message as Said;
@@ -22,9 +19,10 @@ use tracing::{info, warn};
 
 use crate::agents::{Agents, Arrival, Dispatch, Holds};
 use crate::fleet::Presence;
-use crate::receipts::KEPT;
 use crate::refusal::Refusal;
 use crate::store::StoreError;
+
+mod hearing;
 
 /// For Hello, for taking a message, and for answering an assignment (the agent flushes and applies it).
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -34,16 +32,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 const OVERTAKE_AFTER: Duration = Duration::from_secs(2);
 /// An agent asks for the time at once, and takes nothing before the answer.
 const CLOCK_WITHIN: Duration = Duration::from_secs(1);
-/// Clock questions come in rounds, which are to be answered at once.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Reports of one connection that are written down.
-const MOST_REPORTS: u32 = 100;
-const MOST_RECEIPTS: usize = 1000;
-/// No more messages of receipts join a change that has so many. Their bytes are bounded by what flow control lets wait.
-const TOGETHER: usize = 512;
-
-/// A message; `None` at the end of the stream.
-type Heard = Option<pb::ConnectRequest>;
 
 pub(super) struct Session {
     agents: Arc<Agents>,
@@ -81,6 +69,8 @@ struct Course {
     receipt_key: PublicKey,
     name: MachineName,
     holds: Holds,
+    /// The agent has taken it, and it ended grants of which a receipt may still come.
+    unsettled: Option<Generation>,
     in_flight: Option<InFlight>,
     /// Something may be there to send.
     is_due: bool,
@@ -172,18 +162,11 @@ impl Session {
     }
 
     async fn serve(&mut self, presence: &mut Presence, arrival: Arrival) -> End {
-        // The last session may have ended before this was written down.
-        if let Some(generation) = arrival.holds.generation
-            && let Err(error) = self
-                .agents
-                .settle_removed(self.machine, generation, self.now())
-                .await
-        {
-            return error.into();
-        }
         let mut course = Course {
             receipt_key: arrival.receipt_key,
             name: arrival.name,
+            // The last session may have ended before this was settled.
+            unsettled: arrival.holds.generation,
             holds: arrival.holds,
             is_due: arrival.is_behind,
             in_flight: None,
@@ -262,148 +245,6 @@ impl Session {
         Ok(())
     }
 
-    /// Hears what has come. Receipts that are there already, one message behind the other, share a change.
-    async fn hear_all(&mut self, course: &mut Course, message: Result<Heard, Status>) -> Result<(), End> {
-        let mut receipts = match message.map_err(left)? {
-            Some(pb::ConnectRequest {
-                message: Some(Said::Receipts(receipts)),
-            }) => bounded(receipts)?,
-            other => return self.hear(course, other).await,
-        };
-        let mut next = None;
-        while receipts.len() < TOGETHER && next.is_none() {
-            match self.incoming_now() {
-                None => break,
-                Some(Ok(Some(pb::ConnectRequest {
-                    message: Some(Said::Receipts(more)),
-                }))) => receipts.extend(bounded(more)?),
-                Some(other) => next = Some(other),
-            }
-        }
-        self.hear_receipts(course, receipts).await?;
-        match next {
-            Some(next) => self.hear(course, next.map_err(left)?).await,
-            None => Ok(()),
-        }
-    }
-
-    /// What has come already, without waiting. Whoever waits next is woken as if this had not been.
-    fn incoming_now(&mut self) -> Option<Result<Heard, Status>> {
-        let mut nobody = Context::from_waker(Waker::noop());
-        match pin!(self.incoming.message()).poll(&mut nobody) {
-            Poll::Ready(message) => Some(message),
-            Poll::Pending => None,
-        }
-    }
-
-    async fn hear(&self, course: &mut Course, message: Heard) -> Result<(), End> {
-        let Some(request) = message else {
-            return Err(End::Left("the agent has closed the stream".to_owned()));
-        };
-        match request.message {
-            Some(Said::ClockQuestion(pb::ClockQuestion { number })) => {
-                let time = Some(timestamp(self.now()));
-                self.answer(Answer::ClockAnswer(pb::ClockAnswer { number, time }))
-                    .await?;
-                course.knows_time = true;
-                // Should a wake-up ever be missed, what is due is found here.
-                course.is_due |= course.looked_at.elapsed() >= LOOK_AGAIN;
-                Ok(())
-            }
-            Some(Said::AssignmentReply(reply)) => self.hear_reply(course, reply).await,
-            Some(Said::Receipts(receipts)) => self.hear_receipts(course, bounded(receipts)?).await,
-            Some(Said::Report(report)) => self.hear_report(course, report).await,
-            Some(Said::Hello(_)) => Err(InvalidField::new("hello", "comes once").into()),
-            None => Err(InvalidField::new("message", "is missing").into()),
-        }
-    }
-
-    async fn hear_reply(&self, course: &mut Course, reply: pb::AssignmentReply) -> Result<(), End> {
-        let pb::AssignmentReply {
-            generation,
-            result,
-            message,
-        } = reply;
-        let Some(in_flight) = course.in_flight.take_if(|sent| sent.generation.0 == generation) else {
-            // An answer to what a newer assignment has overtaken says nothing.
-            return Ok(());
-        };
-        match pb::AssignmentResult::try_from(result) {
-            Ok(pb::AssignmentResult::Accepted) => {
-                course.holds = in_flight.then;
-                course.asked_for_whole = false;
-                // A change in the meantime has woken us already, or does so now.
-                if in_flight.ends {
-                    self.agents
-                        .settle_removed(self.machine, in_flight.generation, self.now())
-                        .await?;
-                }
-                Ok(())
-            }
-            Ok(pb::AssignmentResult::NeedWhole) if !course.asked_for_whole => {
-                course.holds.generation = None;
-                course.asked_for_whole = true;
-                course.is_due = true;
-                Ok(())
-            }
-            Ok(pb::AssignmentResult::NeedWhole | pb::AssignmentResult::Refused) => {
-                let message: String = message.chars().filter(|c| !c.is_control()).take(500).collect();
-                let now = self.now();
-                let text = format!("did not take generation {generation}: {message}");
-                self.agents
-                    .report(self.machine, "ASSIGNMENT_REFUSED", text, now)
-                    .await?;
-                let problem = Problem::new(Code::FailedPrecondition, "ASSIGNMENT_REFUSED", "connect again");
-                Err(End::Refused(problem.into()))
-            }
-            Ok(pb::AssignmentResult::Unspecified) | Err(_) => {
-                Err(InvalidField::new("assignment_reply.result", "is not a result").into())
-            }
-        }
-    }
-
-    async fn hear_receipts(&self, course: &mut Course, envelopes: Vec<Vec<u8>>) -> Result<(), End> {
-        let key = &course.receipt_key;
-        let stored = self
-            .agents
-            .take_receipts(self.machine, key, envelopes, &mut course.bad_receipts, self.now())
-            .await?;
-        if course.bad_receipts > KEPT {
-            let message = format!("more than {KEPT} of the receipts were none of this machine's");
-            let problem = Problem::new(Code::InvalidArgument, "RECEIPTS_REFUSED", message);
-            return Err(End::Refused(problem.into()));
-        }
-        match stored {
-            Some(sequence) => {
-                self.answer(Answer::ReceiptsStored(pb::ReceiptsStored { sequence }))
-                    .await
-            }
-            None => Ok(()),
-        }
-    }
-
-    async fn hear_report(&self, course: &mut Course, report: pb::Report) -> Result<(), End> {
-        let pb::Report {
-            code,
-            message,
-            time: _,
-        } = report;
-        let is_code = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
-        if code.is_empty() || code.len() > 64 || !code.chars().all(is_code) {
-            return Err(InvalidField::new("report.code", "is not a code of at most 64 characters").into());
-        }
-        course.reports = course.reports.saturating_add(1);
-        if course.reports > MOST_REPORTS {
-            warn!(machine = %course.name, code, "reports too much");
-            return Ok(());
-        }
-        let message: String = message.chars().filter(|c| !c.is_control()).take(1000).collect();
-        Ok(self
-            .agents
-            .report(self.machine, &code, message, self.now())
-            .await?)
-    }
-
     /// A queue that stays full is a stream that has stalled.
     async fn answer(&self, message: Answer) -> Result<(), End> {
         let response = pb::ConnectResponse {
@@ -430,18 +271,6 @@ impl Session {
         // Whoever no longer listens needs no farewell.
         drop(timeout(Duration::from_secs(1), self.outgoing.send(last)).await);
     }
-}
-
-fn bounded(receipts: pb::Receipts) -> Result<Vec<Vec<u8>>, End> {
-    let pb::Receipts { envelopes } = receipts;
-    if envelopes.len() > MOST_RECEIPTS {
-        let reason = format_args!(
-            "has {} entries, at most {MOST_RECEIPTS} are taken",
-            envelopes.len()
-        );
-        return Err(InvalidField::new("receipts.envelopes", reason).into());
-    }
-    Ok(envelopes)
 }
 
 fn left(status: Status) -> End {
