@@ -189,12 +189,11 @@ async fn settle_past(change: &mut Change, id: RequestId, now: Timestamp) -> Resu
 
 /// What can't be read now can't be read later, and must not keep the rest.
 fn pass_over(id: &str, error: StoreError) -> Result<(), StoreError> {
-    match error {
-        StoreError::Unreadable { .. } | StoreError::Query(sqlx::Error::ColumnDecode { .. }) => {
-            warn!(request = %id, error = %in_one_line(&error), "a request can't be read, so it is never given up");
-            Ok(())
-        }
-        other => Err(other),
+    if error.is_damage() {
+        warn!(request = %id, error = %in_one_line(&error), "a request can't be read, so it is never given up");
+        Ok(())
+    } else {
+        Err(error)
     }
 }
 

@@ -9,6 +9,7 @@ use nightlatch_core::time::Timestamp;
 use nightlatch_proto::convert::access::Repeatable;
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::StoreError;
@@ -19,6 +20,7 @@ use super::page::{Conditions, Page};
 use super::row::{
     from_number, json, maybe_parsed, maybe_text, maybe_time, parsed, text, time, to_json, unreadable,
 };
+use crate::causes::in_one_line;
 
 /// A request as it was accepted.
 #[derive(Clone)]
@@ -224,20 +226,48 @@ pub async fn find(connection: &mut Connection, id: RequestId) -> Result<Option<R
     row.as_ref().map(request).transpose()
 }
 
-/// The requests that wait for a machine, at most `most`, oldest first.
+/// The requests that wait for a machine, at most `most` that can be read, oldest first.
 pub async fn waiting_for(
     connection: &mut Connection,
     machine: MachineId,
     most: usize,
 ) -> Result<Vec<Request>, StoreError> {
-    let rows = sql("SELECT id, subject, created_at, wish FROM requests
-         WHERE id IN (SELECT request FROM outcomes WHERE machine = $1 AND state = 'waiting') ORDER BY id
-         LIMIT $2")
-    .bind(machine.to_string())
-    .bind(i64::try_from(most).unwrap_or(i64::MAX))
-    .rows(connection)
-    .await?;
-    rows.iter().map(request).collect()
+    let (mut found, mut last) = (Vec::new(), String::new());
+    loop {
+        let missing = most.saturating_sub(found.len());
+        let rows = sql("SELECT id, subject, created_at, wish FROM requests
+             WHERE id > $3 AND id IN (SELECT request FROM outcomes WHERE machine = $1 AND state = 'waiting')
+             ORDER BY id LIMIT $2")
+        .bind(machine.to_string())
+        .bind(i64::try_from(missing).unwrap_or(i64::MAX))
+        .bind(last.as_str())
+        .rows(connection)
+        .await?;
+        found.extend(readable(&rows)?);
+        match rows.last() {
+            Some(row) if found.len() < most => last = text(row, "id")?,
+            _ => return Ok(found),
+        }
+    }
+}
+
+/// What can't be read now can't be read later, and must not keep the rest.
+fn readable(rows: &[AnyRow]) -> Result<Vec<Request>, StoreError> {
+    let mut found = Vec::with_capacity(rows.len());
+    for row in rows {
+        match request(row) {
+            Ok(request) => found.push(request),
+            Err(error) if error.is_damage() => {
+                let (id, error) = (text(row, "id")?, in_one_line(&error));
+                warn!(
+                    request = id,
+                    error, "a request can't be read, so it goes on waiting for its machine"
+                );
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(found)
 }
 
 /// Those that wait for any machine, oldest first, after one of them; each with its id, and as it could be read.
@@ -273,7 +303,7 @@ pub async fn waiting_since(
     .bind(until.micros())
     .rows(connection)
     .await?;
-    rows.iter().map(request).collect()
+    readable(&rows)
 }
 
 /// Which requests are listed.

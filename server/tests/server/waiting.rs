@@ -170,6 +170,21 @@ async fn damage(world: &World, request: &pb::AccessRequest) {
 }
 
 #[tokio::test]
+async fn what_can_not_be_read_keeps_no_other_request_from_its_machine() {
+    let world = World::begin().await;
+    let (mut alice, mut admin) = world.two_people().await;
+    let host = Host::enrol(&world, "web-1").await;
+    admin.set_policy("web-1", vec![ssh_rule()]).await;
+    let damaged = alice.request(ask(&["web-1"], 0)).await.unwrap();
+    damage(&world, &damaged).await;
+    // Long after, when it would be settled before anything else is asked for.
+    world.clock.advance(Duration::from_secs(25 * 3600));
+    let waiting = alice.request(ask(&["web-1"], 0)).await.unwrap();
+    let _attending = host.attend(&world).await;
+    until(async || alice.outcome(&waiting.name).await.state() == Open).await;
+}
+
+#[tokio::test]
 async fn what_can_not_be_read_keeps_nothing_else_from_being_given_up() {
     let mut world = World::begin().await;
     let (mut alice, mut admin) = world.two_people().await;
