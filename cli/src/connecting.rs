@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use nightlatch_core::prefix::{Family, InvalidPrefix, NoSender, Prefix};
+use nightlatch_core::prefix::{Family, InvalidPrefix, NobodyThere, Prefix};
 use nightlatch_proto::convert::access::Source;
 
 use crate::record::OutcomeRecord;
@@ -13,8 +13,8 @@ use crate::record::OutcomeRecord;
 pub(crate) enum InvalidSource {
     #[error(transparent)]
     Prefix(#[from] InvalidPrefix),
-    #[error("{given} is {kind}: nobody connects from there; write the address you connect from, or `me`")]
-    NoSender { given: Prefix, kind: NoSender },
+    #[error(transparent)]
+    NobodyThere(#[from] NobodyThere),
 }
 
 /// # Errors
@@ -23,11 +23,7 @@ pub(crate) fn source(text: &str) -> Result<Source, InvalidSource> {
     if text == "me" {
         return Ok(Source::Caller);
     }
-    let given: Prefix = text.parse()?;
-    match given.no_sender() {
-        Some(kind) => Err(InvalidSource::NoSender { given, kind }),
-        None => Ok(Source::Prefix(given)),
-    }
+    Ok(Source::Prefix(text.parse::<Prefix>()?.given()?))
 }
 
 /// By what to call a machine.

@@ -242,14 +242,26 @@ fn check_ceiling(ceiling: &Ceiling, request: &AccessRequest, length: Duration) -
 }
 
 fn check_senders(sources: &[Prefix]) -> Result<(), Denial> {
-    let mut sources = sources.iter().enumerate();
-    match sources.find(|(_, source)| !source.can_send()) {
-        None => Ok(()),
-        Some((position, source)) => Err(denial(
-            &format!("sources[{position}]"),
-            DenialReason::SourceCannotSend(*source),
-        )),
-    }
+    let seen = sources.iter().enumerate();
+    // Whoever calls from the server's own host is seen at its loopback.
+    let impossible = seen.filter(|(_, source)| !source.can_send());
+    check_given(impossible.map(|(position, source)| (position, *source)))
+}
+
+/// What somebody gives as sources, each with its position, must be where somebody can be.
+///
+/// # Errors
+/// The first that is not.
+pub fn check_given(sources: impl IntoIterator<Item = (usize, Prefix)>) -> Result<(), Denial> {
+    sources.into_iter().try_for_each(|(position, source)| {
+        let nobody = |nobody| {
+            denial(
+                &format!("sources[{position}]"),
+                DenialReason::SourceCannotSend(nobody),
+            )
+        };
+        source.given().map(drop).map_err(nobody)
+    })
 }
 
 fn check_rule(

@@ -50,6 +50,14 @@ impl fmt::Display for NoSender {
     }
 }
 
+/// A source that is given where nobody is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{given} is {kind}: nobody connects from there; write the address you connect from, or `me`")]
+pub struct NobodyThere {
+    pub given: Prefix,
+    pub kind: NoSender,
+}
+
 /// RFC 1122 3.2.1.3, RFC 4291 2.5.2, 2.5.3 and 2.7.
 const NO_SENDERS: [(IpAddr, u8, NoSender); 7] = [
     (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8, NoSender::Unspecified),
@@ -129,6 +137,17 @@ impl Prefix {
             let wide = Self::around(address, length)?;
             wide.covers(self).then_some(kind)
         })
+    }
+
+    /// As a source that somebody gives, and that is not merely where they are seen.
+    ///
+    /// # Errors
+    /// One that nobody connects from.
+    pub fn given(self) -> Result<Self, NobodyThere> {
+        match self.no_sender() {
+            Some(kind) => Err(NobodyThere { given: self, kind }),
+            None => Ok(self),
+        }
     }
 
     /// Whether any packet's sender may lie in it. On the host itself that may be its loopback.

@@ -10,7 +10,7 @@ use crate::ceiling::CeilingExceeded;
 use crate::grant;
 use crate::id::{MachineId, MachineName, RequestId, Subject};
 use crate::port::{PortKey, PortPattern, PortSpan};
-use crate::prefix::Prefix;
+use crate::prefix::{NobodyThere, Prefix};
 use crate::time::{Timestamp, format_iso8601};
 
 /// How long access is wanted: for a length that starts when the host opens, or until a moment.
@@ -136,10 +136,8 @@ pub enum DenialReason {
     PortNotInPolicy(PortKey, String),
     #[error("port {0} is not in the machine's policy under any protocol: ask for {1}")]
     PortUnknown(u16, String),
-    #[error(
-        "no packet has a sender in {0}: write the address that the connection comes from, or `me` for your own"
-    )]
-    SourceCannotSend(Prefix),
+    #[error(transparent)]
+    SourceCannotSend(#[from] NobodyThere),
     #[error("the source {source_} is not allowed for port {port}: the policy allows {allowed}")]
     SourceNotAllowed {
         source_: Prefix,

@@ -21,7 +21,9 @@ use nightlatch_proto::convert::access::{Asked, Repeatable};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::deciding::{accept, decide_all, deny, described, in_words, listed, record_denials, resolve};
+use self::deciding::{
+    accept, check_sources, decide_all, deny, described, in_words, listed, record_denials, resolve,
+};
 use crate::audit;
 use crate::clock::Clock;
 use crate::fleet::{Fleet, News};
@@ -115,6 +117,7 @@ impl Issuer {
             wait: _,
             repeatable,
         } = asked;
+        let sources = check_sources(&wish);
         let request = accept(caller, wish, now);
         let mut change = self.store.change().await?;
         if let Some(repeatable) = &repeatable
@@ -124,7 +127,7 @@ impl Issuer {
             return Ok(earlier);
         }
         let machines = resolve(&mut change, &named).await?;
-        let decided = match decide_all(&machines, &request, now) {
+        let decided = match decide_all(&machines, &request, &sources, now) {
             Ok(approved) => {
                 let full = self.without_room(&mut change, &machines, &request, now).await?;
                 if full.is_empty() { Ok(approved) } else { Err(full) }

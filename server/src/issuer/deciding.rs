@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::ceiling::HostCeiling;
 use nightlatch_core::id::RequestId;
-use nightlatch_core::policy::deny_without_policy;
+use nightlatch_core::policy::{check_given, deny_without_policy};
 use nightlatch_core::prefix::Prefix;
 use nightlatch_core::request::{Approval, Denial, Span};
 use nightlatch_core::rights::Caller;
@@ -65,15 +65,26 @@ pub(super) async fn resolve(change: &mut Change, named: &[MachineRef]) -> Result
     Ok(machines)
 }
 
+/// Whether all that was given as sources can be one.
+pub(super) fn check_sources(wish: &Wish) -> Result<(), Denial> {
+    let given = wish.sources.iter().enumerate();
+    check_given(given.filter_map(|(position, source)| match source {
+        Source::Caller => None,
+        Source::Prefix(prefix) => Some((position, *prefix)),
+    }))
+}
+
 pub(super) fn decide_all(
     machines: &[Machine],
     request: &Request,
+    sources: &Result<(), Denial>,
     now: Timestamp,
 ) -> Result<Vec<Approval>, Vec<Denied>> {
     let mut approved = Vec::with_capacity(machines.len());
     let mut denied = Vec::new();
     for (position, machine) in machines.iter().enumerate() {
-        match decide(machine, machine.ceiling(), request, now) {
+        let sources = sources.clone();
+        match sources.and_then(|()| decide(machine, machine.ceiling(), request, now)) {
             Ok(approval) => approved.push(approval),
             Err(denial) => {
                 denied.push(Denied {

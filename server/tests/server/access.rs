@@ -242,7 +242,7 @@ async fn each_refusal_has_its_code_and_field() {
             last: number,
         });
     }
-    let cases: [(Change, Code, &str, &str); 11] = [
+    let cases: [(Change, Code, &str, &str); 12] = [
         (
             |call| wish(call).sources = vec!["me".into()],
             Code::PermissionDenied,
@@ -284,6 +284,12 @@ async fn each_refusal_has_its_code_and_field() {
             Code::InvalidArgument,
             "END_PASSED",
             "end_time",
+        ),
+        (
+            |call| wish(call).sources = vec!["127.0.0.1".into()],
+            Code::InvalidArgument,
+            "SOURCE_CANNOT_SEND",
+            "sources[0]",
         ),
         (
             |call| wish(call).sources = vec!["192.0.2.0/23".into()],
