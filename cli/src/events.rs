@@ -164,7 +164,9 @@ fn row(event: &EventRecord) -> Vec<Field> {
 fn tone(kind: &str) -> Tone {
     match kind {
         "grant.opened" => Tone::Good,
-        "grant.refused" | "access.denied" | "machine.refused" | "machine.reported" => Tone::Bad,
+        "grant.refused" | "access.denied" | "call.refused" | "machine.refused" | "machine.reported" => {
+            Tone::Bad
+        }
         "access.waiting" | "machine.disconnected" => Tone::Pending,
         _ => Tone::Plain,
     }

@@ -38,6 +38,8 @@ pub enum EventKind {
     PolicySet,
     #[serde(rename = "policy.deleted")]
     PolicyDeleted,
+    #[serde(rename = "call.refused")]
+    CallRefused,
     #[serde(rename = "access.requested")]
     AccessRequested,
     #[serde(rename = "access.denied")]

@@ -1,8 +1,8 @@
 //! How a machine joins: its token is spent in the same change that makes the machine.
 
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::store::connection::Connection;
 use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::grant::Authority;
 use nightlatch_core::id::{InstallationId, MachineId, MachineName};
@@ -14,11 +14,14 @@ use crate::fleet::Fleet;
 use crate::identity::ca::CertificateAuthority;
 use crate::identity::{Identity, Kind, fingerprint, token};
 use crate::issuer::{deny_waiting, next_generation};
+use crate::listener::guests::Source;
 use crate::policies::{self, end_all};
 use crate::refusal::{BadToken, Refusal};
+use crate::store::connection::Connection;
 use crate::store::machines::{self, Machine, NewMachine, SignedPolicy};
 use crate::store::tokens::Use;
 use crate::store::{Change, Store, StoreError, tokens};
+use crate::turned_away::TurnedAway;
 use crate::{audit, id};
 
 /// Takes machines in.
@@ -29,16 +32,18 @@ pub struct Enrolment {
     pub ca: Arc<CertificateAuthority>,
     pub installation: InstallationId,
     pub epoch: u64,
+    pub turned_away: Mutex<TurnedAway<Source>>,
 }
 
 /// What a host asks for when it joins.
+#[derive(Clone)]
 pub struct Applicant {
     pub secret: String,
     pub name: MachineName,
     pub certificate_request_pem: String,
     pub receipt_key: PublicKey,
     /// The address it is seen at.
-    pub address: String,
+    pub address: IpAddr,
 }
 
 /// What a host that has joined is given.
@@ -54,8 +59,14 @@ impl Enrolment {
     /// # Errors
     /// A token that doesn't count.
     pub async fn expects(&self, applicant: &Applicant, now: Timestamp) -> Result<(), Refusal> {
-        find(&mut *self.store.read().await?, applicant, now).await?;
-        Ok(())
+        let found = find(&mut *self.store.read().await?, applicant, now).await;
+        match found {
+            Ok(_) => Ok(()),
+            Err(refusal) => {
+                self.record_refusal(applicant, &refusal, now).await?;
+                Err(refusal)
+            }
+        }
     }
 
     /// # Errors
@@ -141,7 +152,7 @@ impl Enrolment {
         };
         let event = Event::new(now, EventKind::MachineEnrolled, audit::machine(name), message);
         let mut event = audit::about(event, id, name);
-        event.address = Some(address.clone());
+        event.address = Some(address.to_string());
         change.record(&event, None);
         if let Some(former) = &former {
             self.hand_over_policy(change, former, id, now).await?;
@@ -176,7 +187,7 @@ impl Enrolment {
         let actor = audit::machine(&machine.name);
         let event = Event::new(now, EventKind::MachineEnrolled, actor, message.to_owned());
         let mut event = audit::about(event, id, &machine.name);
-        event.address = Some(applicant.address.clone());
+        event.address = Some(applicant.address.to_string());
         event.reason = Some("ENROLLED_AGAIN".to_owned());
         change.record(&event, None);
         let enrolled = Enrolled {
@@ -225,19 +236,28 @@ impl Enrolment {
         refusal: &Refusal,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        // Whoever has no token at all must not be able to fill the log.
         let code = match refusal {
+            Refusal::Token(_) => "TOKEN_INVALID",
             Refusal::NameTaken(_) => "NAME_TAKEN",
             Refusal::TokenForOther(_) => "TOKEN_FOR_OTHER_NAME",
             Refusal::Certificate(_) => "CERTIFICATE_REQUEST_INVALID",
             _ => return Ok(()),
         };
-        let mut change = self.store.change().await?;
-        let actor = audit::anonymous(&applicant.address);
+        // Whoever has no token at all must not be able to fill the log.
+        let leave = {
+            let mut turned_away = self.turned_away.lock().unwrap_or_else(PoisonError::into_inner);
+            turned_away.note(applicant.address.into(), now)
+        };
+        let Some(leave) = leave else {
+            return Ok(());
+        };
+        let address = applicant.address.to_string();
+        let actor = audit::anonymous(&address);
         let mut event = Event::new(now, EventKind::MachineRefused, actor, refusal.to_string());
-        event.address = Some(applicant.address.clone());
+        event.address = Some(address);
         event.reason = Some(code.to_owned());
-        let event = audit::with(event, "asked_for", &applicant.name);
+        let event = leave.told_in(audit::with(event, "asked_for", &applicant.name));
+        let mut change = self.store.change().await?;
         change.record(&event, None);
         change.commit().await
     }

@@ -22,3 +22,4 @@ pub mod refusal;
 pub mod server;
 pub mod state;
 pub mod store;
+pub mod turned_away;

@@ -2,14 +2,13 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nightlatch_core::grant::Authority;
 use nightlatch_core::id::InstallationId;
 use nightlatch_core::keys::VerifiedKeys;
 use nightlatch_core::signing::PublicKey;
-use nightlatch_core::time::Timestamp;
 use nightlatch_proto::pb;
 use nix::fcntl::Flock;
 use pb::access_service_server::AccessServiceServer;
@@ -17,8 +16,6 @@ use pb::agent_service_server::AgentServiceServer;
 use pb::audit_service_server::AuditServiceServer;
 use pb::enrollment_service_server::EnrollmentServiceServer;
 use pb::machine_service_server::MachineServiceServer;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +41,6 @@ use crate::enrolment::Enrolment;
 use crate::fleet::Fleet;
 use crate::id;
 use crate::identity::ca::{CertificateAuthority, CertificateError};
-use crate::identity::peer::valid_until;
 use crate::identity::{Identity, Kind};
 use crate::issuer::{Issuer, Patience};
 use crate::listener::descriptors::within_reach;
@@ -54,6 +50,9 @@ use crate::policies::Policies;
 use crate::state::{DATABASE, SERVER_CERTIFICATE, SERVER_KEY, State, StateError};
 use crate::store::installation::Installation;
 use crate::store::{Store, StoreError};
+use renewal::certificate;
+
+mod renewal;
 
 /// The longest that stopping takes.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -76,7 +75,6 @@ const HEALTHY: [&str; 6] = [
     <EnrollmentServiceServer<Enrollment> as NamedService>::NAME,
     <AgentServiceServer<Link> as NamedService>::NAME,
 ];
-const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Why the server can't start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -272,6 +270,7 @@ impl Server {
             ca: self.ca.clone(),
             installation: self.installation,
             epoch,
+            turned_away: Mutex::default(),
         };
         let enrollment = Enrollment {
             enrolment: Arc::new(enrolment),
@@ -343,6 +342,8 @@ impl Server {
             installation: self.installation,
             listener,
             passing: Passing::new(stopping.clone()),
+            clock: self.clock.clone(),
+            turned_away: Mutex::default(),
         };
         let seconds = Duration::from_secs;
         let (alive_every, alive_within, calls) = match listener {
@@ -373,29 +374,6 @@ fn places(listener: Listener, limits: &Limits) -> Arc<Guests> {
             per_certificate: CONNECTIONS_PER_MACHINE,
         },
     })
-}
-
-/// The server's certificate and key, new ones if the old end soon or don't belong together.
-fn certificate(
-    state: &State,
-    ca: &CertificateAuthority,
-    server: &Identity,
-    names: &[String],
-    now: Timestamp,
-) -> Result<(String, String), ServerError> {
-    let (pem, key) = (state.read(SERVER_CERTIFICATE)?, state.read_secret(SERVER_KEY)?);
-    let until = CertificateDer::from_pem_slice(pem.as_bytes())
-        .ok()
-        .and_then(|der| valid_until(&der).ok());
-    let lasts = until.is_some_and(|until| until.since(now) > RENEW_BEFORE);
-    if lasts && listener::tls(Listener::People, &pem, &key, ca.certificate()).is_ok() {
-        return Ok((pem, key));
-    }
-    let renewed = ca.issue_server(server, names, now)?;
-    state.replace(SERVER_KEY, &renewed.key_pem, 0o600)?;
-    state.replace(SERVER_CERTIFICATE, &renewed.certificate_pem, 0o644)?;
-    info!("the server's certificate was renewed");
-    Ok((renewed.certificate_pem, renewed.key_pem))
 }
 
 async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServerError> {

@@ -2,24 +2,33 @@
 
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use nightlatch_core::id::{InstallationId, MachineId};
+use nightlatch_core::audit::EventKind;
+use nightlatch_core::id::{InstallationId, MachineId, Subject};
 use nightlatch_core::rights::Caller;
 use nightlatch_proto::convert::resource::MachineRef;
 use nightlatch_proto::error::Problem;
 use tonic::body::Body;
 use tonic::{Code, Request, Status};
 use tower::{Layer, Service};
+use tracing::warn;
 
 use super::passing::{Leave, Passing};
 use super::permissions::{Rule, rule};
+use crate::audit;
+use crate::causes::in_one_line;
+use crate::clock::Clock;
 use crate::identity::Kind;
 use crate::identity::peer::Peer;
 use crate::listener::Remote;
 use crate::refusal::Refusal;
 use crate::store::{Store, StoreError, machines, users};
+use crate::turned_away::TurnedAway;
+
+/// The code of a refusal for want of a permission.
+pub(super) const PERMISSION_MISSING: &str = "PERMISSION_MISSING";
 
 /// Whom a listener is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +43,8 @@ pub struct Door {
     pub installation: InstallationId,
     pub listener: Listener,
     pub passing: Passing,
+    pub clock: Arc<dyn Clock>,
+    pub turned_away: Mutex<TurnedAway<Subject>>,
 }
 
 /// A machine's agent, as its certificate says.
@@ -77,6 +88,7 @@ impl Door {
                 let peer = self.peer(certificate, &[Kind::Person, Kind::Program])?;
                 let caller = self.caller(&peer, address).await?;
                 guest.is_recognised();
+                request.extensions_mut().insert(caller.clone());
                 if !any.iter().any(|permission| caller.may(*permission)) {
                     let needed: Vec<String> = any.iter().map(ToString::to_string).collect();
                     let needed = needed.join(" or ");
@@ -84,10 +96,9 @@ impl Door {
                         "{} may not do this: it takes the permission {needed}, which a role gives",
                         caller.subject
                     );
-                    let problem = Problem::new(Code::PermissionDenied, "PERMISSION_MISSING", message);
+                    let problem = Problem::new(Code::PermissionDenied, PERMISSION_MISSING, message);
                     return Err(problem.with("permission", needed).into());
                 }
-                request.extensions_mut().insert(caller);
             }
             (Rule::Anyone | Rule::AnyonesStream | Rule::Needs(_), Listener::Agents)
             | (Rule::Agent, Listener::People) => {
@@ -95,6 +106,34 @@ impl Door {
             }
         }
         Ok(None)
+    }
+
+    /// Writes down that a caller lacks a permission, whoever found it out. Nothing is held up where it can't be.
+    async fn remember(&self, caller: &Caller, method: &str, refused: &Status) {
+        let problem = Problem::from_status(refused);
+        if problem.reason != PERMISSION_MISSING {
+            return;
+        }
+        let now = self.clock.now();
+        let leave = {
+            let mut turned_away = self.turned_away.lock().unwrap_or_else(PoisonError::into_inner);
+            turned_away.note(caller.subject.clone(), now)
+        };
+        let Some(leave) = leave else { return };
+        let event = audit::by(caller, now, EventKind::CallRefused, problem.message);
+        let event = audit::with(event, "method", method.trim_start_matches('/'));
+        let needed = problem.metadata.get("permission").map(String::as_str);
+        let event = audit::with(event, "permission", needed.unwrap_or_default());
+        let mut event = leave.told_in(event);
+        event.reason = Some(PERMISSION_MISSING.to_owned());
+        let written = async {
+            let mut change = self.store.change().await?;
+            change.record(&event, Some(&caller.subject));
+            change.commit().await
+        };
+        if let Err(error) = written.await {
+            warn!(error = %in_one_line(&error), "a refused call can't be written down");
+        }
     }
 
     fn peer(&self, certificate: Option<&[u8]>, kinds: &[Kind]) -> Result<Peer, Status> {
@@ -217,14 +256,27 @@ where
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         let door = self.door.clone();
         Box::pin(async move {
-            match door.admit(&mut request).await {
-                Ok(None) => inner.call(request).await,
+            let method = request.uri().path().to_owned();
+            let admitted = door.admit(&mut request).await;
+            let caller = request.extensions().get::<Caller>().cloned();
+            let answer = match admitted {
+                Ok(None) => inner.call(request).await?,
                 Ok(Some(leave)) => {
                     let answer = inner.call(request).await?;
-                    Ok(door.passing.bound(answer, leave))
+                    door.passing.bound(answer, leave)
                 }
-                Err(status) => Ok(status.into_http()),
+                Err(status) => status.into_http(),
+            };
+            let refused = Status::from_header_map(answer.headers());
+            if let (Some(caller), Some(refused)) = (caller, refused)
+                && refused.code() == Code::PermissionDenied
+            {
+                // Also if whoever called does not wait for it.
+                let remembering =
+                    tokio::spawn(async move { door.remember(&caller, &method, &refused).await });
+                drop(remembering.await);
             }
+            Ok(answer)
         })
     }
 }

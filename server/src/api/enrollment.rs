@@ -57,10 +57,11 @@ impl EnrollmentService for Enrollment {
             certificate_request_pem,
             receipt_key: PublicKey::from_spki(&receipt_public_key)
                 .map_err(|error| InvalidField::new("receipt_public_key", error))?,
-            address: remote.address.to_string(),
+            address: remote.address,
         };
         let (enrolment, now) = (self.enrolment.clone(), self.clock.now());
-        enrolment.expects(&applicant, now).await?;
+        let (expecting, who) = (enrolment.clone(), applicant.clone());
+        carried_through(async move { expecting.expects(&who, now).await }).await?;
         // The store may take longer than anyone is let stay unknown.
         remote.guest.shows(sha256(applicant.secret.as_bytes()));
         remote.guest.is_recognised();

@@ -5,6 +5,7 @@ use nightlatch_proto::error::{ASKED_FROM_ELSEWHERE, Problem, TOKEN};
 use tonic::{Code, Status};
 use tracing::error;
 
+use super::door::PERMISSION_MISSING;
 use crate::causes::in_one_line;
 use crate::refusal::{Denied, Refusal};
 
@@ -38,7 +39,7 @@ impl From<Refusal> for Status {
                 .with("machine", machine.as_str()),
             Refusal::Denied(denied) => denial(denied, &message),
             Refusal::NotYours { needed } => {
-                problem(Code::PermissionDenied, "PERMISSION_MISSING").with("permission", needed.to_string())
+                problem(Code::PermissionDenied, PERMISSION_MISSING).with("permission", needed.to_string())
             }
             Refusal::StaleEtag { .. } => problem(Code::Aborted, "ETAG_STALE").at("etag", &message),
             Refusal::Token(why) => problem(Code::PermissionDenied, "TOKEN_INVALID")

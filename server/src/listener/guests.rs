@@ -28,7 +28,7 @@ pub struct Guests {
 
 /// Where a connection comes from: an IPv4 address, or an IPv6 network, of which one host has all addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Source(IpAddr);
+pub struct Source(IpAddr);
 
 impl From<IpAddr> for Source {
     fn from(address: IpAddr) -> Self {

@@ -438,3 +438,43 @@ async fn requests_and_grants_of_others_are_shown_to_readers_only() {
         (1, 0, 1)
     );
 }
+
+#[tokio::test]
+async fn calls_that_their_caller_may_not_make_are_written_down_within_bounds() {
+    let world = World::begin().await;
+    let (mut alice, mut admin) = world.two_people().await;
+    let bob = world
+        .person("bob", &[nightlatch_core::rights::Role::Requester])
+        .await;
+    let mut bob = world.client(&bob).await;
+    let _host = Host::enrol(&world, "web-1").await;
+    admin.set_policy("web-1", vec![ssh_rule()]).await;
+    let request = alice.request(ask(&["web-1"], 0)).await.unwrap();
+    // What is found out inside, and what at the door.
+    let get = pb::GetAccessRequestRequest { name: request.name };
+    assert!(bob.access.get_access_request(get).await.is_err());
+    let events = bob.audit.list_events(pb::ListEventsRequest::default()).await;
+    assert_eq!(events.unwrap_err().code(), Code::PermissionDenied);
+    let refused = admin.events_of("call.refused").await;
+    let told: Vec<_> = refused
+        .iter()
+        .map(|event| {
+            assert_eq!(
+                (
+                    event.actor.as_str(),
+                    event.address.as_str(),
+                    event.reason.as_str()
+                ),
+                ("person/bob", "127.0.0.1", "PERMISSION_MISSING")
+            );
+            assert!(!event.details["permission"].is_empty());
+            event.details["method"].rsplit('/').next().unwrap()
+        })
+        .collect();
+    assert_eq!(told, ["GetAccessRequest", "ListEvents"]);
+    for _ in 0..20 {
+        let events = bob.audit.list_events(pb::ListEventsRequest::default()).await;
+        assert!(events.is_err());
+    }
+    assert_eq!(admin.events_of("call.refused").await.len(), 10);
+}

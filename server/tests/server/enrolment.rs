@@ -106,6 +106,29 @@ async fn bad_enrolments_are_refused_by_their_field() {
 }
 
 #[tokio::test]
+async fn whoever_comes_without_a_token_that_counts_is_written_down_within_bounds() {
+    let world = World::begin().await;
+    for _ in 0..30 {
+        let refusal = refused(Host::enrol_with(&world, "web-1", "not-a-token").await);
+        assert_eq!(refusal.reason, "TOKEN_INVALID");
+    }
+    let mut admin = world.client(&world.admin()).await;
+    let events = admin.events_of("machine.refused").await;
+    assert_eq!(events.len(), 10);
+    for event in &events {
+        assert_eq!(
+            (event.actor.as_str(), event.reason.as_str()),
+            ("anonymous/127.0.0.1", "TOKEN_INVALID")
+        );
+        assert!(!format!("{event:?}").contains("not-a-token"));
+    }
+    world.clock.advance(Duration::from_secs(3600));
+    refused(Host::enrol_with(&world, "web-1", "not-a-token").await);
+    let events = admin.events_of("machine.refused").await;
+    assert_eq!(events.last().unwrap().details["unwritten"], "20");
+}
+
+#[tokio::test]
 async fn a_taken_name_is_refused_unless_the_token_may_replace_the_machine() {
     let world = World::begin().await;
     let (mut alice, mut admin) = world.two_people().await;
