@@ -64,7 +64,8 @@ pub enum ConsoleError {
     )]
     CopyDiffers(PathBuf),
     #[error(
-        "that the root key was copied to {} is recorded, but it can't be copied there: run it again with a file elsewhere",
+        "that a copy of the root key goes to {} is recorded, but it can't be written there: run it again with a file \
+         elsewhere",
         path.display()
     )]
     NotCopied { path: PathBuf, source: io::Error },

@@ -1,11 +1,14 @@
 //! The command `nightlatch-server`.
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use nightlatch_core::id::MachineName;
 use nightlatch_core::time::Timestamp;
@@ -139,6 +142,11 @@ async fn create_token(
     replace: bool,
     now: Timestamp,
 ) -> anyhow::Result<()> {
+    if is_nowhere(&io::stdout()) {
+        bail!(
+            "the token would be lost: standard output is closed or /dev/null, let it go to a terminal or a file"
+        );
+    }
     let token = console::create_token(config, machine, replace, now).await?;
     let Err(unwritten) = say(&token.text) else {
         return Ok(());
@@ -151,6 +159,14 @@ async fn create_token(
         )
     })?;
     Err(anyhow!(unwritten).context("the token can't be written to standard output, so it was taken back"))
+}
+
+/// Closed when this was started, it is /dev/null by now: what is written there is lost, and no error says so.
+fn is_nowhere(out: &impl AsFd) -> bool {
+    let device = |file: File| file.metadata().map(|found| found.rdev());
+    let given = out.as_fd().try_clone_to_owned().map(File::from).and_then(device);
+    let null = File::open("/dev/null").and_then(device);
+    matches!((given, null), (Ok(given), Ok(null)) if given == null)
 }
 
 /// Says what was done; where that can't be said, what was done holds all the same.

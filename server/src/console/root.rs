@@ -1,12 +1,15 @@
 //! The root key's way off the server's host: copied, and removed once the copy is seen to be one.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::signing::SigningKey;
 use nightlatch_core::time::Timestamp;
+use nix::fcntl::OFlag;
+use nix::unistd::Uid;
 
 use super::{Console, ConsoleError, unwritten};
 use crate::audit;
@@ -16,6 +19,7 @@ use crate::state::{ROOT_EXPORTED, ROOT_KEY, State, create_new};
 /// A key's file is a few hundred bytes long.
 const LONGEST_COPY: u64 = 16 * 1024;
 const OTHER_FILE: &str = "name another file";
+const MODE: u32 = 0o600;
 
 /// Copies the root key to a file of its own, and notes where.
 pub async fn export_root(config: &ServerConfig, file: &Path, now: Timestamp) -> Result<(), ConsoleError> {
@@ -26,11 +30,11 @@ pub async fn export_root(config: &ServerConfig, file: &Path, now: Timestamp) -> 
         check_outside(&state, folder)?;
     }
     let mut change = store.change().await?;
-    let message = format!("the root key was copied to {}", file.display());
+    let message = format!("a copy of the root key goes to {}", file.display());
     let event = Event::new(now, EventKind::RootExported, audit::CONSOLE.to_owned(), message);
     change.record(&event, None);
     change.take_lock().await?;
-    let mut copy = create_new(&file, 0o600).map_err(|source| unwritten(&file, source, OTHER_FILE))?;
+    let mut copy = claim(&file).map_err(|source| unwritten(&file, source, OTHER_FILE))?;
     let rest = async {
         // First of all: no copy that the log doesn't know.
         change.commit().await?;
@@ -48,6 +52,27 @@ pub async fn export_root(config: &ServerConfig, file: &Path, now: Timestamp) -> 
     }
     store.close().await;
     rest
+}
+
+/// A file of its own, or the empty one of an export that was killed.
+fn claim(file: &Path) -> io::Result<File> {
+    match create_new(file, MODE) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_left_over(file) => {
+            let nothing_else = OFlag::O_NOFOLLOW.bits();
+            OpenOptions::new()
+                .write(true)
+                .custom_flags(nothing_else)
+                .open(file)
+        }
+        created => created,
+    }
+}
+
+fn is_left_over(file: &Path) -> bool {
+    fs::symlink_metadata(file).is_ok_and(|found| {
+        let is_ours = found.uid() == Uid::effective().as_raw() && found.mode() & 0o777 == MODE;
+        found.is_file() && found.len() == 0 && is_ours
+    })
 }
 
 /// Takes the root key off this host. `copy` is where a copy is, if not where it was exported to last.

@@ -55,12 +55,8 @@ impl State {
         keys: &VerifiedKeys,
         stored: InstallationId,
     ) -> Result<(), StateError> {
-        let listed = keys.list().installation;
-        // With the database alone against the others, it is the one that came from elsewhere.
-        if ca.installation() == Some(listed) && listed != stored {
-            return Err(self.stranger(DATABASE, stored.to_string(), listed));
-        }
         self.check_authority(ca, stored)?;
+        let listed = keys.list().installation;
         if listed != stored {
             return Err(self.stranger(KEY_LIST, listed.to_string(), stored));
         }
@@ -77,6 +73,14 @@ impl State {
     ) -> Result<(), StateError> {
         match ca.installation() {
             Some(installation) if installation == stored => Ok(()),
+            // With the database alone against the others, it is the one that came from elsewhere.
+            Some(rest)
+                if self
+                    .signing()
+                    .is_ok_and(|(_, keys)| keys.list().installation == rest) =>
+            {
+                Err(self.stranger(DATABASE, stored.to_string(), rest))
+            }
             Some(other) => Err(self.stranger(CA_CERTIFICATE, other.to_string(), stored)),
             None => Err(self.stranger(CA_CERTIFICATE, "none is named".to_owned(), stored)),
         }

@@ -73,6 +73,21 @@ async fn a_token_that_can_not_be_handed_over_is_taken_back() {
 }
 
 #[tokio::test]
+async fn no_token_is_made_where_its_secret_would_be_lost() {
+    let world = World::begin().await;
+    let made = command(&world.config.state, &["token", "create"]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec \"$@\" >&-", "sh"]);
+    shell.arg(made.get_program()).args(made.get_args());
+    let closed = shell.output().unwrap();
+    assert_eq!(closed.status.code(), Some(1));
+    let said = String::from_utf8(closed.stderr).unwrap();
+    assert!(said.contains("standard output is closed"), "{said}");
+    unsaid(&world.config.state, &["token", "create"], Stdio::null());
+    assert_eq!(tokens(&world).await, 0);
+}
+
+#[tokio::test]
 async fn what_was_done_is_said_by_the_error_where_it_can_not_be_said_otherwise() {
     let world = World::begin().await;
     let state = &world.config.state;
@@ -122,7 +137,7 @@ async fn a_cause_is_told_once_and_with_the_next_step() {
         drop(std::fs::remove_file(state.join(file)));
     }
     std::fs::write(state.join("nightlatch.db"), "damaged").unwrap();
-    let damaged = unsaid(&state, &["token", "create"], Stdio::null());
+    let damaged = unsaid(&state, &["token", "create"], full());
     assert_eq!(damaged.matches("not a database").count(), 1, "{damaged}");
     std::fs::remove_file(state.join("signing.key")).unwrap();
     let missing = unsaid(&state, &["run", "--check-config"], Stdio::null());

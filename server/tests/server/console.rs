@@ -1,5 +1,6 @@
 //! Commands beside the server, where what they do on disk and what the log says of it must agree.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -60,6 +61,26 @@ async fn nothing_is_done_on_disk_while_it_can_not_be_recorded() {
     world.start().await;
     let mut admin = world.client(&world.admin()).await;
     assert_eq!(admin.events_of("root.exported").await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_export_that_was_killed_can_be_repeated() {
+    let world = World::begin().await;
+    let (config, now) = (world.config.clone(), world.clock.now());
+    let copy = world.directory.path().join("copy");
+    std::fs::write(&copy, "").unwrap();
+    let open_to_others = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(&copy, open_to_others).unwrap();
+    assert!(console::export_root(&config, &copy, now).await.is_err());
+    // As one leaves it that is killed before it has written the key.
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o600)).unwrap();
+    console::export_root(&config, &copy, now).await.unwrap();
+    let root = config.state.join("root.key");
+    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(root).unwrap());
+    assert!(
+        console::export_root(&config, &copy, now).await.is_err(),
+        "it is no longer empty"
+    );
 }
 
 #[tokio::test]
@@ -134,7 +155,10 @@ async fn no_command_changes_another_installations_database() {
 
     let refused = |what: &str, why: Option<String>| {
         let why = why.unwrap_or_default();
-        assert!(why.contains("is of another installation"), "{what}: {why}");
+        assert!(
+            why.contains("nightlatch.db is of another installation"),
+            "{what}: {why}"
+        );
         let after = std::fs::read(config.state.join("nightlatch.db")).unwrap();
         assert!(after == content, "{what} has changed the database");
     };
