@@ -1,10 +1,12 @@
 //! What a change of a machine's policy means there, beyond what it says.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use nightlatch_core::policy::{AllowedSources, Policy, PortRule};
 use nightlatch_core::port::{PortKey, PortPattern};
-use nightlatch_core::prefix::Prefix;
+use nightlatch_core::prefix::{Family, Prefix};
+use nightlatch_core::time::{format_iso8601, parse_iso8601};
 use serde::Serialize;
 
 use crate::client::Client;
@@ -12,7 +14,7 @@ use crate::client::calls::GrantFilter;
 use crate::failure::Failure;
 use crate::naming::MachineRef;
 use crate::output;
-use crate::record::{GrantRecord, MachineRecord, MachineState, PolicyRecord};
+use crate::record::{CeilingRecord, GrantRecord, MachineRecord, MachineState, PolicyRecord};
 
 /// As many grants are named in one line for people.
 const MOST_NAMED: usize = 5;
@@ -45,8 +47,35 @@ pub(crate) struct Consequences {
     pub(crate) unguarded: Vec<String>,
     /// Ports that are shut, and that the host opens to nobody.
     pub(crate) beyond_ceiling: Vec<String>,
+    /// What the policy allows and the host never grants in full.
+    pub(crate) curbed: Vec<Curb>,
     /// Live grants for more than may be asked for now: they run to their ends.
     pub(crate) running_on: Vec<String>,
+}
+
+/// A part of a rule that goes beyond the host's ceiling.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Curb {
+    pub(crate) port: String,
+    /// `PT8H`, or `192.0.2.0/24`
+    pub(crate) allowed: String,
+    /// `PT1H`, or `/32`
+    pub(crate) ceiling: String,
+}
+
+impl fmt::Display for Curb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            port,
+            allowed,
+            ceiling,
+        } = self;
+        if ceiling.starts_with('/') {
+            write!(f, "{port} from {allowed} (no wider than {ceiling})")
+        } else {
+            write!(f, "{port} for {allowed} (no longer than {ceiling})")
+        }
+    }
 }
 
 impl Consequences {
@@ -77,6 +106,10 @@ impl Consequences {
             } else {
                 Vec::new()
             },
+            curbed: policy
+                .zip(at.ceiling.as_ref())
+                .map(|(policy, ceiling)| curbs(policy, ceiling, &allowed))
+                .unwrap_or_default(),
             running_on: running_on.map(|grant| grant.id.clone()).collect(),
         }
     }
@@ -101,6 +134,16 @@ impl Consequences {
             ));
             output::hint(
                 "the host's administrator lists the port under [ceiling] in its agent.toml, or take it out of the policy",
+            );
+        }
+        if !self.curbed.is_empty() {
+            let curbed: Vec<String> = self.curbed.iter().map(ToString::to_string).collect();
+            output::warn(format_args!(
+                "on {machine} the host's ceiling refuses a part of what the policy allows: {}",
+                some_of(&curbed)
+            ));
+            output::hint(
+                "the host's administrator raises it under [ceiling] in its agent.toml, or ask for less",
             );
         }
         if !self.running_on.is_empty() {
@@ -130,6 +173,40 @@ pub(crate) fn some_of(ids: &[String]) -> String {
         0 => named,
         more => format!("{named} and {more} more"),
     }
+}
+
+/// Of ports that the ceiling lists at all. Where any source may be asked for, none is that wide by itself.
+fn curbs(policy: &Policy, ceiling: &CeilingRecord, listed: &BTreeSet<PortKey>) -> Vec<Curb> {
+    let longest = parse_iso8601(&ceiling.longest).ok();
+    let mut curbs = Vec::new();
+    for rule in policy.rules() {
+        let is_in = |key: &PortKey| rule.range.contains(key.port) && rule.protocols.contains(key.protocol);
+        if !listed.iter().any(is_in) {
+            continue;
+        }
+        let curb = |allowed, ceiling| Curb {
+            port: format!("{}/{}", rule.range, rule.protocols),
+            allowed,
+            ceiling,
+        };
+        if longest.is_some_and(|longest| longest < rule.longest()) {
+            curbs.push(curb(format_iso8601(rule.longest()), ceiling.longest.clone()));
+        }
+        let named = match &rule.sources {
+            AllowedSources::Any => &[][..],
+            AllowedSources::Only(several) => several,
+        };
+        for source in named {
+            let widest = match source.family() {
+                Family::Ipv4 => ceiling.widest_ipv4,
+                Family::Ipv6 => ceiling.widest_ipv6,
+            };
+            if u32::from(source.length()) < widest {
+                curbs.push(curb(source.to_string(), format!("/{widest}")));
+            }
+        }
+    }
+    curbs
 }
 
 fn allows(policy: &Policy, grant: &GrantRecord) -> bool {
@@ -197,7 +274,7 @@ fn in_words<'k>(keys: impl Iterator<Item = &'k PortKey>) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::policy_file::parse_rule;
-    use crate::record::{CeilingRecord, GrantState};
+    use crate::record::GrantState;
 
     fn policy(rules: &[&str]) -> Policy {
         Policy::new(rules.iter().map(|rule| parse_rule(rule).unwrap()).collect()).unwrap()
@@ -261,6 +338,29 @@ mod tests {
         assert_eq!(
             Consequences::of(&before(&[]), Some(&policy(&["22/tcp"])), &without, &[]),
             Consequences::default()
+        );
+    }
+
+    #[test]
+    fn what_the_host_never_grants_in_full_is_named_with_its_limit() {
+        let mut host = host(&[], &["22/tcp", "23/tcp"]);
+        let ceiling = host.ceiling.as_mut().unwrap();
+        ceiling.longest = "PT1H".to_string();
+        (ceiling.widest_ipv4, ceiling.widest_ipv6) = (24, 64);
+        let rules = [
+            "22/tcp,from=192.0.2.0/24,from=10.0.0.0/8,from=2001:db8::/48,max=PT2H",
+            "23/tcp,max=PT1H",
+            "9200/tcp",
+        ];
+        let told = Consequences::of(&before(&[]), Some(&policy(&rules)), &host, &[]);
+        let told: Vec<String> = told.curbed.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "22/tcp for PT2H (no longer than PT1H)",
+                "22/tcp from 10.0.0.0/8 (no wider than /24)",
+                "22/tcp from 2001:db8::/48 (no wider than /64)"
+            ]
         );
     }
 
