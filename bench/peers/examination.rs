@@ -278,8 +278,10 @@ impl<P: Fn(&str)> Examination<'_, P> {
     }
 
     fn ten_thousand(&mut self, thousand: &Result<Many>) -> (Result<Option<Many>>, Option<f64>) {
-        let feasible = |thousand: &Many| thousand.ten_times_fits(self.peer.round());
-        if !thousand.as_ref().is_ok_and(feasible) {
+        let Ok(thousand) = thousand else {
+            return (Err(anyhow!("there were no 1,000 grants")), None);
+        };
+        if !thousand.ten_times_fits(self.peer.round()) {
             return (Ok(None), None);
         }
         match self.many(10_000) {
