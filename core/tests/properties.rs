@@ -9,11 +9,13 @@ use std::net::IpAddr;
 
 use common::{FIRST_BOOT, Host, MACHINE, at, boot, ceiling, grant, root};
 use nightlatch_core::assignment::{Assignment, Digest, Generation};
+use nightlatch_core::ceiling::HostCeiling;
 use nightlatch_core::clock::HostClock;
 use nightlatch_core::grant::{Grant, IssuedGrant};
 use nightlatch_core::id::GrantId;
 use nightlatch_core::ledger::{Boot, Ledger, Record};
-use nightlatch_core::port::{PortKey, Protocol};
+use nightlatch_core::policy::{AllowedSources, Policy, PortRule};
+use nightlatch_core::port::{PortKey, Protocol, Protocols};
 use nightlatch_core::time::BootId;
 use proptest::prelude::*;
 
@@ -22,6 +24,7 @@ enum Step {
     Add {
         ports: Vec<&'static str>,
         sources: Vec<String>,
+        ahead: u64,
         seconds: u64,
     },
     Remove(prop::sample::Index),
@@ -48,10 +51,22 @@ fn source() -> impl Strategy<Value = String> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let ports = prop::sample::subsequence(vec!["22", "3389", "3389/tcp", "3389/udp", "22/tcp"], 1..3);
+    let wishes = vec![
+        "22",
+        "3389",
+        "3389/tcp",
+        "3389/udp",
+        "22/tcp",
+        "8000-8010/tcp",
+        "8003-8006",
+        "8000-8004/udp",
+        "8010",
+    ];
+    let ports = prop::sample::subsequence(wishes, 1..4);
+    let ahead = prop_oneof![Just(0_u64), 0_u64..120];
     prop_oneof![
-        4 => (ports, prop::collection::vec(source(), 1..3), 1_u64..600)
-            .prop_map(|(ports, sources, seconds)| Step::Add { ports, sources, seconds }),
+        4 => (ports, prop::collection::vec(source(), 1..3), ahead, 1_u64..600)
+            .prop_map(|(ports, sources, ahead, seconds)| Step::Add { ports, sources, ahead, seconds }),
         2 => any::<prop::sample::Index>().prop_map(Step::Remove),
         3 => (1_u64..200).prop_map(Step::Wait),
         1 => Just(Step::ResendWhole),
@@ -94,8 +109,42 @@ fn packet() -> impl Strategy<Value = (IpAddr, PortKey)> {
         Just("198.51.100.1".parse().unwrap()),
     ];
     let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
-    (address, protocol, prop_oneof![Just(22_u16), Just(3389), Just(80)])
-        .prop_map(|(address, protocol, port)| (address, PortKey { protocol, port }))
+    let port = prop_oneof![Just(22_u16), Just(3389), Just(80), 7_999_u16..=8_011];
+    (address, protocol, port).prop_map(|(address, protocol, port)| (address, PortKey { protocol, port }))
+}
+
+/// A host that guards and allows ranges as well, not all of which grants may name.
+fn host_with_ranges() -> Host {
+    let mut host = Host::new();
+    host.rules.guarded.extend(common::spans(&["8002-8010"]));
+    let ceiling = host.rules.ceiling.as_mut().unwrap();
+    ceiling.ports.push("8000-8010".parse().unwrap());
+    host
+}
+
+/// As [`common::grant`], by a policy whose rules meet in the middle of the range.
+fn grant_with_ranges(id: u128, ports: &[&str], sources: &[&str], start: u64, seconds: u64) -> IssuedGrant {
+    let ranges = ["8000-8004", "8005-8010"].map(|range| {
+        let range = range.parse().unwrap();
+        PortRule::new(
+            range,
+            Protocols::Both,
+            AllowedSources::Any,
+            PortRule::DEFAULT_LIMIT,
+        )
+        .unwrap()
+    });
+    let rules = common::policy().rules().iter().cloned().chain(ranges).collect();
+    let approval = Policy::new(rules)
+        .unwrap()
+        .decide(
+            common::wish(ports, sources, seconds),
+            HostCeiling::Unheard,
+            at(start),
+        )
+        .unwrap();
+    let id = GrantId::new(uuid::Uuid::from_u128(id));
+    common::authority().issue(approval, id, at(start)).unwrap()
 }
 
 /// The model: ten lines, no cleverness.
@@ -105,9 +154,9 @@ fn allowed<'g>(
     key: PortKey,
     second: u64,
 ) -> bool {
-    let guarded = match key.protocol {
-        Protocol::Tcp => key.port == 22 || key.port == 3389,
-        Protocol::Udp => key.port == 3389,
+    let guarded = match key.port {
+        22 => key.protocol == Protocol::Tcp,
+        port => port == 3389 || (8_002..=8_010).contains(&port),
     };
     !guarded
         || grants.into_iter().any(|grant| {
@@ -124,11 +173,12 @@ proptest! {
     #[test]
     fn the_ruleset_allows_exactly_what_the_grants_allow(
         steps in prop::collection::vec(step(), 1..24),
-        packets in prop::collection::vec(packet(), 8),
+        packets in prop::collection::vec(packet(), 12),
         later in 0_u64..100,
         trusts in any::<bool>(),
     ) {
-        let mut host = Host::new();
+        let mut host = host_with_ranges();
+        let ceiling = host.rules.ceiling.clone();
         let mut trusting = host.rules.clone();
         trusting.trusted_sources = vec!["10.0.0.0/24".parse().unwrap(), "2001:db8::1".parse().unwrap()];
         let mut live: BTreeMap<GrantId, IssuedGrant> = BTreeMap::new();
@@ -136,10 +186,10 @@ proptest! {
         for step in steps {
             match step {
                 Step::Wait(seconds) => second += seconds,
-                Step::Add { ports, sources, seconds } => {
+                Step::Add { ports, sources, ahead, seconds } => {
                     number += 1;
                     let sources: Vec<&str> = sources.iter().map(String::as_str).collect();
-                    let grant = grant(number, &ports, &sources, second, seconds);
+                    let grant = grant_with_ranges(number, &ports, &sources, second + ahead, seconds);
                     live.insert(grant.grant.id, grant.clone());
                     let ids: Vec<GrantId> = live.keys().copied().collect();
                     let delta = host.delta(&[grant], &[], &ids);
@@ -160,7 +210,7 @@ proptest! {
                 Step::RestartAgent => {
                     let here = Boot { id: FIRST_BOOT, now: boot(second), wall: at(second) };
                     let records = host.file.clone();
-                    let replayed = Ledger::replay(MACHINE, root().public(), records, Some(&ceiling()), here);
+                    let replayed = Ledger::replay(MACHINE, root().public(), records, ceiling.as_ref(), here);
                     host.ledger = replayed.ledger;
                     host.clock = HostClock::new(FIRST_BOOT, boot(second), replayed.mark);
                     host.clock.hear(at(second), boot(second), boot(second), at(second)).unwrap();
@@ -172,16 +222,27 @@ proptest! {
             let in_force = host.ledger.in_force(rules, boot(second));
             prop_assert_eq!(in_force, host.ledger.ruleset(rules, boot(second)));
             let grants = || live.values().map(|issued| &issued.grant);
+            let after = second + later;
+            let then = host.ledger.ruleset(&host.rules, boot(after));
+            let starts = grants().map(|grant| grant.not_before);
+            let next_start = starts.filter(|start| at(second) < *start && *start <= at(after)).min();
+            if let Some(start) = next_start {
+                let told = host.ledger.next_deadline(boot(second)).unwrap();
+                prop_assert!(at(0).checked_add(told.since(boot(0))).unwrap() <= start, "{:?}", told);
+            }
             for (source, key) in &packets {
                 prop_assert_eq!(
                     ruleset.allows(*source, *key, boot(second)),
                     allowed(grants(), *source, *key, second),
                     "{} {} at {}", source, key, second
                 );
+                let wanted = allowed(grants(), *source, *key, after);
+                prop_assert_eq!(then.allows(*source, *key, boot(after)), wanted, "{} {} at {}", source, key, after);
                 // Without another word from anyone the same value stays right: the kernel forgets by itself.
-                prop_assert_eq!(
-                    ruleset.allows(*source, *key, boot(second + later)),
-                    allowed(grants(), *source, *key, second + later),
+                // Only what begins has to be told.
+                let untold = ruleset.allows(*source, *key, boot(after));
+                prop_assert!(
+                    untold == wanted || (next_start.is_some() && !untold),
                     "{} {} at {} later", source, key, later
                 );
             }
