@@ -4,6 +4,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
+use nightlatch_core::port::{PortKey, PortSpan, Protocol};
 use nightlatch_core::prefix::Prefix;
 use nightlatch_core::ruleset::{End, OpeningKey};
 use proptest::prelude::*;
@@ -39,22 +40,45 @@ fn sources() -> impl Strategy<Value = Prefix> {
         })
 }
 
-fn rulesets() -> impl Strategy<Value = Vec<(Prefix, bool, u16, u8)>> {
-    prop::collection::vec(
-        (
-            sources(),
-            any::<bool>(),
-            prop::sample::select(vec![22_u16, 3389]),
-            0..3_u8,
-        ),
-        0..6,
-    )
+/// Ports as a grant names them, which need not be those that are guarded.
+fn spans() -> impl Strategy<Value = PortSpan> {
+    let ranges = ["22", "3389", "8000-8003", "8001-8002", "8002-8010", "8003"];
+    let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Udp]);
+    (protocol, prop::sample::select(ranges.to_vec())).prop_map(|(protocol, range)| PortSpan {
+        protocol,
+        range: range.parse().unwrap(),
+    })
+}
+
+fn rulesets() -> impl Strategy<Value = Vec<(Prefix, PortSpan, u8)>> {
+    prop::collection::vec((sources(), spans(), 0..3_u8), 0..6)
+}
+
+/// One protocol of each number is guarded, so that the other one shows; of a range all but its ends.
+fn guarded() -> Vec<PortKey> {
+    let single = [tcp(22), udp(22), tcp(3389)];
+    let range = (8_001..=8_003).flat_map(|port| [tcp(port), udp(port)]);
+    single.into_iter().chain(range).collect()
+}
+
+/// What is tried from each source.
+fn tried() -> impl Iterator<Item = PortKey> {
+    let single = [tcp(22), tcp(3389), tcp(80), udp(22), udp(3389)];
+    let range = [
+        tcp(8_000),
+        tcp(8_001),
+        tcp(8_003),
+        tcp(8_004),
+        udp(8_002),
+        udp(8_003),
+    ];
+    single.into_iter().chain(range)
 }
 
 #[test]
 fn the_kernel_answers_each_packet_as_the_ruleset_does() {
     let mut scene = Scene::new();
-    scene.serve(&[22, 3389, 80]);
+    scene.serve(&[22, 3389, 80, 8_000, 8_001, 8_002, 8_003, 8_004]);
     let mut runner = TestRunner::new_with_rng(
         Config {
             cases: 40,
@@ -67,17 +91,16 @@ fn the_kernel_answers_each_packet_as_the_ruleset_does() {
     runner
         .run(&rulesets(), |openings| {
             let scene = &mut **scene.borrow_mut();
-            // One protocol of each number is guarded, so that the other one shows.
             // Without a grace, or a flow of an earlier ruleset might have the same numbers.
-            let mut ruleset = guarding_with(&[tcp(22), udp(22), tcp(3389)], &[], Duration::ZERO);
-            for (source, is_tcp, port, end) in openings {
-                let key = if is_tcp { tcp(port) } else { udp(port) };
+            let mut ruleset = guarding_with(&guarded(), &[], Duration::ZERO);
+            for (source, span, end) in openings {
                 let end = match end {
                     0 => End::Never,
                     1 => seconds(LONG),
                     _ => End::At(now()),
                 };
-                ruleset.open(OpeningKey { source, key }, end);
+                span.keys()
+                    .for_each(|key| ruleset.open(OpeningKey { source, key }, end));
             }
             scene.firewall.apply(&ruleset, now()).unwrap();
             let probes: Vec<(&str, &str)> =
@@ -91,7 +114,7 @@ fn the_kernel_answers_each_packet_as_the_ruleset_does() {
                     let mut waiting = Vec::new();
                     for (from, to) in probes {
                         let (from, to): (IpAddr, IpAddr) = (from.parse().unwrap(), to.parse().unwrap());
-                        for key in [tcp(22), tcp(3389), tcp(80), udp(22), udp(3389)] {
+                        for key in tried() {
                             let is_allowed = ruleset.allows(from, key, now());
                             let patience = if is_allowed {
                                 PATIENCE
@@ -100,10 +123,8 @@ fn the_kernel_answers_each_packet_as_the_ruleset_does() {
                             };
                             waiting.push(scope.spawn(move || {
                                 let got_in = match key.protocol {
-                                    nightlatch_core::port::Protocol::Tcp => {
-                                        connect(from, (to, key.port).into(), patience).is_ok()
-                                    }
-                                    nightlatch_core::port::Protocol::Udp => {
+                                    Protocol::Tcp => connect(from, (to, key.port).into(), patience).is_ok(),
+                                    Protocol::Udp => {
                                         let socket = UdpSocket::bind((from, 0)).unwrap();
                                         socket.set_read_timeout(Some(patience)).unwrap();
                                         socket.send_to(b"?", (to, key.port)).unwrap();
