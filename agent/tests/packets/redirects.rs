@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
+use nightlatch_core::ruleset::{End, Ruleset};
+
 use crate::netns::{
     FRIEND, LettingIn, Netns, STRANGER, Scene, assert_lives, guarding, now, serve, tcp, wait_until, within,
 };
 
-#[test]
-fn a_redirected_port_is_gated_by_the_number_the_client_asked_for() {
-    let mut scene = Scene::new();
+const LOCAL: &str = "192.0.2.1:5985";
+const FORWARDED: &str = "192.0.2.1:5986";
+
+/// A host that redirects one port to another of its own and one to a machine behind it.
+fn redirecting() -> (Scene, Netns) {
+    let scene = Scene::new();
     let inner = Netns::new("inner");
     scene.host.wire("bridge0", &inner, "eth0");
     scene.host.ip("addr add 10.99.0.1/24 dev bridge0");
@@ -23,29 +28,52 @@ fn a_redirected_port_is_gated_by_the_number_the_client_asked_for() {
          iifname outside tcp dport 5986 dnat to 10.99.0.2:22\n\
          iifname outside tcp dport 8022 redirect to :22\n }\n}\n",
     );
-    let local = "192.0.2.1:5985";
-    let forwarded = "192.0.2.1:5986";
-    scene.connect(STRANGER, local);
-    scene.connect(STRANGER, forwarded);
+    (scene, inner)
+}
 
-    let guarded = guarding(&[tcp(22), tcp(5985), tcp(5986)]);
+fn granted(end: End) -> Ruleset {
+    guarding(&[tcp(22), tcp(5985), tcp(5986)])
+        .letting_in(FRIEND, tcp(5985), end)
+        .letting_in(FRIEND, tcp(5986), end)
+}
+
+#[test]
+fn a_redirected_port_is_gated_by_the_number_the_client_asked_for() {
+    let (mut scene, _inner) = redirecting();
+    scene.connect(STRANGER, LOCAL);
+    scene.connect(STRANGER, FORWARDED);
+
     let end = within(Duration::from_millis(1_500));
-    scene.apply(
-        &guarded
-            .letting_in(FRIEND, tcp(5985), end)
-            .letting_in(FRIEND, tcp(5986), end),
-    );
-    let mut sessions = [scene.connect(FRIEND, local), scene.connect(FRIEND, forwarded)];
-    scene.assert_shut(STRANGER, local);
-    scene.assert_shut(STRANGER, forwarded);
+    scene.apply(&granted(end));
+    let mut sessions = [scene.connect(FRIEND, LOCAL), scene.connect(FRIEND, FORWARDED)];
+    scene.assert_shut(STRANGER, LOCAL);
+    scene.assert_shut(STRANGER, FORWARDED);
     // From an unguarded number to a guarded one: shut, whatever the first number says.
     scene.assert_shut(FRIEND, "192.0.2.1:8022");
     wait_until("the end of the grants", || !end.is_after(now()));
-    scene.assert_shut(FRIEND, local);
-    scene.assert_shut(FRIEND, forwarded);
+    scene.assert_shut(FRIEND, LOCAL);
+    scene.assert_shut(FRIEND, FORWARDED);
     sessions.iter_mut().for_each(assert_lives);
 
     // Traffic that only passes through is none of our business, whatever its port.
     scene.client.ip("route add 10.99.0.0/24 via 192.0.2.1");
     assert_lives(&mut scene.connect(STRANGER, "10.99.0.2:22"));
+}
+
+#[test]
+fn redirected_sessions_live_after_their_end_though_tracking_forgets_them() {
+    let (mut scene, _inner) = redirecting();
+    let end = within(Duration::from_millis(1_500));
+    scene.apply(&granted(end));
+    let mut sessions = [scene.connect(FRIEND, LOCAL), scene.connect(FRIEND, FORWARDED)];
+    wait_until("the end of the grants", || !end.is_after(now()));
+    for _ in 0..2 {
+        scene.host.must("conntrack -F", "");
+        sessions.iter_mut().for_each(assert_lives);
+        scene.host.must("conntrack -F", "");
+        scene.assert_shut(FRIEND, LOCAL);
+        scene.assert_shut(FRIEND, FORWARDED);
+        scene.firewall.rebuild(&granted(end), now()).unwrap();
+        sessions.iter_mut().for_each(assert_lives);
+    }
 }
