@@ -39,6 +39,19 @@ fn step(step: &Step) -> Vec<Expressions> {
             vec![meta(MetaKey::Nfproto), cmp(Operator::Equal, [number])]
         }
         Step::IsProtocol(protocol) => vec![meta(MetaKey::L4Proto), cmp(Operator::Equal, [protocol.number()])],
+        Step::IsFirstFragment => {
+            const OFFSET: [u8; 2] = [0xff, 0xf8];
+            vec![
+                fragment_offset(),
+                bitwise(FIRST, OFFSET.into()),
+                cmp(Operator::Equal, [0, 0]),
+            ]
+        }
+        // Any port will do: the comparison fails where there is nothing to load.
+        Step::HasPorts => vec![
+            payload(FIRST, TRANSPORT_HEADER, 2, 2),
+            cmp(Operator::GreatherThanEqual, [0, 0]),
+        ],
         Step::IsNotRoutedOn => {
             const RTN_UNICAST: u32 = 1;
             vec![
@@ -200,6 +213,24 @@ fn verdict(verdict: Vec<VerdictAttribute>) -> Expressions {
         Immediate::DestinationRegister(Register::Verdict),
         Immediate::Data(DataAttribute::Verdict(verdict)),
     ])
+}
+
+/// The field with the offset and the bits behind it, of the first fragment header.
+fn fragment_offset() -> Expressions {
+    const NFTA_EXTHDR_DREG: u16 = 1;
+    const NFTA_EXTHDR_TYPE: u16 = 2;
+    const NFTA_EXTHDR_OFFSET: u16 = 3;
+    const NFTA_EXTHDR_LEN: u16 = 4;
+    const FRAGMENT_HEADER: u8 = 44;
+    Expressions::Other {
+        expression_type: "exthdr".into(),
+        attributes: vec![
+            DefaultNla::new(NFTA_EXTHDR_DREG, u32::from(FIRST).to_be_bytes().into()),
+            DefaultNla::new(NFTA_EXTHDR_TYPE, vec![FRAGMENT_HEADER]),
+            DefaultNla::new(NFTA_EXTHDR_OFFSET, 2_u32.to_be_bytes().into()),
+            DefaultNla::new(NFTA_EXTHDR_LEN, 2_u32.to_be_bytes().into()),
+        ],
+    }
 }
 
 fn fib_type_of_destination() -> Expressions {

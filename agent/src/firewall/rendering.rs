@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nftables::batch::Batch;
 use nftables::expr::{
-    BinaryOperation, Elem, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload,
-    PayloadField,
+    BinaryOperation, Elem, Expression, Exthdr, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression,
+    Payload, PayloadField,
 };
 use nftables::schema::{
     Chain, Counter, Element, NfListObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue,
@@ -187,6 +187,15 @@ fn statement(step: &Step) -> Statement<'static> {
         Step::IsFamily(Family::Ipv4) => equals(meta(MetaKey::Nfproto), text("ipv4")),
         Step::IsFamily(Family::Ipv6) => equals(meta(MetaKey::Nfproto), text("ipv6")),
         Step::IsProtocol(protocol) => equals(meta(MetaKey::L4proto), text(protocol.to_string())),
+        Step::IsFirstFragment => {
+            let offset = named(NamedExpression::Exthdr(Exthdr {
+                name: "frag".into(),
+                field: Some("frag-off".into()),
+                offset: None,
+            }));
+            equals(offset, Expression::Number(0))
+        }
+        Step::HasPorts => matches(Operator::GEQ, payload("th", "dport"), Expression::Number(0)),
         Step::IsNotRoutedOn => {
             let flags = [FibFlag::Daddr].into_iter().collect();
             let fib = named(NamedExpression::Fib(Fib {

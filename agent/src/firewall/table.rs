@@ -24,6 +24,7 @@ pub(crate) enum ChainName {
     Input,
     Output,
     Gate,
+    FirstFragment,
     Granted,
     Outbound,
 }
@@ -35,6 +36,7 @@ impl ChainName {
             Self::Input => "input",
             Self::Output => "output",
             Self::Gate => "gate",
+            Self::FirstFragment => "first_fragment",
             Self::Granted => "granted",
             Self::Outbound => "outbound",
         }
@@ -55,7 +57,7 @@ impl ChainName {
                 point: HookPoint::Output,
                 priority: AFTER_NAT,
             }),
-            Self::Gate | Self::Granted | Self::Outbound => None,
+            Self::Gate | Self::FirstFragment | Self::Granted | Self::Outbound => None,
         }
     }
 }
@@ -97,6 +99,10 @@ pub(crate) enum Step {
     ArrivesByOneOf(SetName),
     IsFamily(Family),
     IsProtocol(Protocol),
+    /// The first of the IPv6 fragments of a packet, or its only one.
+    IsFirstFragment,
+    /// The transport header begins in this packet, and its ports can be read.
+    HasPorts,
     /// Anything but a packet that is only passing through: local, broadcast, multicast, anycast, unknown.
     IsNotRoutedOn,
     /// TCP that answers or refuses; an attempt carries neither bit.
@@ -184,11 +190,28 @@ impl Table {
             // Local sockets are also reached by other routing tables, transparent proxies and redirects.
             Chain {
                 name: ChainName::Input,
-                rules: vec![vec![to_guarded(), Step::Jump(ChainName::Gate)]],
+                rules: vec![
+                    vec![to_guarded(), Step::Jump(ChainName::Gate)],
+                    // Only IPv6 comes here in fragments; put together, it reaches the socket past this table.
+                    vec![
+                        Step::IsFamily(Family::Ipv6),
+                        Step::IsFirstFragment,
+                        Step::Jump(ChainName::FirstFragment),
+                    ],
+                ],
             },
             Chain {
                 name: ChainName::Gate,
                 rules: gate(&sets, has_udp),
+            },
+            // A chain of headers that goes on in the next fragment hides the port (forbidden by RFC 7112).
+            Chain {
+                name: ChainName::FirstFragment,
+                rules: vec![
+                    vec![Step::HasPorts, Step::Accept],
+                    vec![Step::CountDenied],
+                    vec![Step::Drop],
+                ],
             },
         ];
         if has_udp {

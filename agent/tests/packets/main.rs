@@ -10,6 +10,7 @@
 mod netns;
 
 mod changes;
+mod fragments;
 mod model;
 mod openings;
 mod redirects;
