@@ -1,5 +1,7 @@
 //! Where the server is and who we are: options, environment, configuration files, in this order.
 
+mod invalid;
+
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
@@ -11,6 +13,7 @@ use std::str::FromStr;
 use clap::Args;
 use serde::Deserialize;
 
+pub(crate) use self::invalid::{Credential, InvalidSettings};
 use crate::bounded_file;
 use crate::toml_file;
 
@@ -147,8 +150,7 @@ impl File {
                 return Ok(Self::default());
             }
             Err(error) => {
-                return Err(InvalidSettings::Unreadable {
-                    what: "the settings",
+                return Err(InvalidSettings::UnreadableFile {
                     path: path.into(),
                     error,
                 });
@@ -256,81 +258,6 @@ fn is_host_name(text: &str) -> bool {
         && text
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
-}
-
-/// What is wrong with the settings.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum InvalidSettings {
-    #[error("no {setting} is set")]
-    Missing {
-        setting: &'static str,
-        example: &'static str,
-        file: PathBuf,
-    },
-    #[error("server: `{0}` is not a server: write https://HOST:7443 or HOST[:7443]")]
-    NotAServer(String),
-    #[error("{what} cannot be read from {}: {error}", path.display())]
-    Unreadable {
-        what: &'static str,
-        path: PathBuf,
-        #[source]
-        error: io::Error,
-    },
-    #[error("{} is not a settings file: {reason}", path.display())]
-    NotSettings { path: PathBuf, reason: String },
-    #[error("the private key {} can be read by others (its mode is {mode:04o})", path.display())]
-    Exposed { path: PathBuf, mode: u32 },
-    #[error("{} holds no {what} in PEM", path.display())]
-    NotPem { what: &'static str, path: PathBuf },
-    #[error("the certificate {} and the key {} cannot be used together: {reason}", cert.display(), key.display())]
-    Mismatch {
-        cert: PathBuf,
-        key: PathBuf,
-        reason: String,
-    },
-}
-
-impl InvalidSettings {
-    /// The option that the setting can be given by.
-    pub(crate) fn option(&self) -> &'static str {
-        match self {
-            Self::Missing {
-                setting: "server", ..
-            }
-            | Self::NotAServer(_) => "--server",
-            Self::Missing { setting: "ca", .. } => "--ca",
-            Self::Missing { setting: "cert", .. } => "--cert",
-            Self::Missing { setting: "key", .. } | Self::Exposed { .. } => "--key",
-            _ => "",
-        }
-    }
-
-    pub(crate) fn hint(&self) -> Option<String> {
-        match self {
-            Self::Missing {
-                setting,
-                example,
-                file,
-            } => {
-                let variable = setting.to_uppercase();
-                let file = file.display();
-                Some(format!(
-                    "give --{setting}, set NIGHTLATCH_{variable}, or write {setting} = \"{example}\" into {file}"
-                ))
-            }
-            Self::NotAServer(_) => None,
-            Self::Exposed { path, .. } => Some(format!("keep it to yourself: chmod 600 {}", path.display())),
-            Self::Unreadable { .. } => {
-                Some("check the path, who may read it, and that it is text in UTF-8".to_string())
-            }
-            Self::NotSettings { .. } => Some("it may set server, ca, cert and key, nothing else".to_string()),
-            Self::NotPem { .. } => Some(
-                "ca.pem comes with the server, your certificate and key from `nightlatch-server user issue`"
-                    .to_string(),
-            ),
-            Self::Mismatch { .. } => Some("name the .pem and the .key that were issued together".to_string()),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::server_certificate::KindVerifier;
 use crate::bounded_file;
-use crate::settings::{InvalidSettings, Settings};
+use crate::settings::{Credential, InvalidSettings, Settings};
 
 /// Far more than a chain of certificates takes.
 const MOST_BYTES: u64 = 1 << 20;
@@ -36,23 +36,23 @@ impl Credentials {
     /// A file that can't be read or isn't what it should be; a key of another certificate.
     pub(crate) fn read(settings: &Settings) -> Result<Self, InvalidSettings> {
         let Settings { ca, cert, key, .. } = settings;
-        let not_pem = |what, path: &Path| InvalidSettings::NotPem {
-            what,
+        let not_pem = |credential, path: &Path| InvalidSettings::NotPem {
+            credential,
             path: path.into(),
         };
-        let authority = certificates(&read("the authority's certificate", ca)?);
+        let authority = certificates(&read(Credential::Ca, ca)?);
         let verifier = authority.and_then(|authority| KindVerifier::new(&authority));
         let verifier: Arc<dyn ServerCertVerifier> =
-            Arc::new(verifier.ok_or_else(|| not_pem("certificate of an authority", ca))?);
+            Arc::new(verifier.ok_or_else(|| not_pem(Credential::Ca, ca))?);
 
-        let cert_pem = read("the client certificate", cert)?;
-        let own = certificates(&cert_pem).ok_or_else(|| not_pem("certificate", cert))?;
+        let cert_pem = read(Credential::Cert, cert)?;
+        let own = certificates(&cert_pem).ok_or_else(|| not_pem(Credential::Cert, cert))?;
         let end = own.first().and_then(end_of);
-        let key_pem = read("the private key", key)?;
+        let key_pem = read(Credential::Key, key)?;
         check_kept(key)?;
         let own_key = PrivateKeyDer::from_pem_slice(&key_pem)
             .ok()
-            .ok_or_else(|| not_pem("private key", key))?;
+            .ok_or_else(|| not_pem(Credential::Key, key))?;
 
         let mismatch = |error: rustls::Error| InvalidSettings::Mismatch {
             cert: cert.clone(),
@@ -79,9 +79,9 @@ impl Credentials {
     }
 }
 
-fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, InvalidSettings> {
+fn read(credential: Credential, path: &Path) -> Result<Vec<u8>, InvalidSettings> {
     bounded_file::read(path, MOST_BYTES).map_err(|error| InvalidSettings::Unreadable {
-        what,
+        credential,
         path: path.into(),
         error,
     })

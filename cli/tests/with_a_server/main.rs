@@ -629,12 +629,19 @@ fn files_that_are_no_credentials_are_named() {
         ("--cert", "certificate in PEM"),
         ("--key", "private key in PEM"),
     ] {
-        assert_ends(
-            &fake.run(&["list", "machines", option, &junk]),
-            1,
-            &["junk.pem holds no", says],
-        );
-        let gone = fake.run(&["list", "machines", option, "/nowhere/x.pem"]);
-        assert_ends(&gone, 1, &["cannot be read from /nowhere/x.pem"]);
+        for (path, says) in [
+            (junk.as_str(), &["junk.pem holds no", says][..]),
+            (
+                "/nowhere/x.pem",
+                &["cannot be read from /nowhere/x.pem", "check the path"],
+            ),
+        ] {
+            let variable = option.replace("--", "NIGHTLATCH_").to_uppercase();
+            let output = fake.run(&["list", "machines", option, path, "--output", "json"]);
+            let error = format!("error: {option}: ");
+            assert_ends(&output, 1, &[says, &[error.as_str(), &variable]].concat());
+            let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(told["error"]["field"], option, "{told}");
+        }
     }
 }
