@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use nightlatch_core::policy::{AllowedSources, Policy, PortRule};
-use nightlatch_core::port::{PortKey, PortPattern};
+use nightlatch_core::port::{PortKey, PortPattern, Protocol};
 use nightlatch_core::prefix::{Family, Prefix};
 use nightlatch_core::time::{format_iso8601, parse_iso8601};
 use serde::Serialize;
@@ -51,6 +51,8 @@ pub(crate) struct Consequences {
     pub(crate) curbed: Vec<Curb>,
     /// Live grants for more than may be asked for now: they run to their ends.
     pub(crate) running_on: Vec<String>,
+    /// UDP ports that nothing guarded before: flows that are open there may be cut.
+    pub(crate) udp_cut: Vec<String>,
 }
 
 /// A part of a rule that goes beyond the host's ceiling.
@@ -96,6 +98,10 @@ impl Consequences {
         );
         let left: BTreeSet<PortKey> = before.guarded.difference(&guarded).copied().collect();
         let shut: BTreeSet<PortKey> = guarded.difference(&allowed).copied().collect();
+        let newly: BTreeSet<PortKey> = guarded.difference(&before.guarded).copied().collect();
+        let newly = newly
+            .difference(&by_host)
+            .filter(|key| key.protocol == Protocol::Udp);
         let running_on = live
             .iter()
             .filter(|grant| policy.is_some_and(|policy| !allows(policy, grant)));
@@ -111,6 +117,7 @@ impl Consequences {
                 .map(|(policy, ceiling)| curbs(policy, ceiling, &allowed))
                 .unwrap_or_default(),
             running_on: running_on.map(|grant| grant.id.clone()).collect(),
+            udp_cut: in_words(newly),
         }
     }
 
@@ -144,6 +151,17 @@ impl Consequences {
             ));
             output::hint(
                 "the host's administrator raises it under [ceiling] in its agent.toml, or ask for less",
+            );
+        }
+        if !self.udp_cut.is_empty() {
+            output::warn(format_args!(
+                "a UDP flow to {} that is open on {machine} is cut {from}, unless {machine} itself sends next in it: \
+                 UDP has no mark by which a flow could be told from a new one",
+                self.udp_cut.join(", ")
+            ));
+            output::hint(
+                "open TCP connections go on; a UDP flow goes on as well if its source is among the trusted_sources of \
+                 the host's agent.toml",
             );
         }
         if !self.running_on.is_empty() {
@@ -362,6 +380,15 @@ mod tests {
                 "22/tcp from 2001:db8::/48 (no wider than /64)"
             ]
         );
+    }
+
+    #[test]
+    fn udp_ports_are_named_where_flows_may_be_cut() {
+        let (guarded, on_host) = (before(&["53/udp"]), host(&["161/udp"], &["1-200"]));
+        let told = |rules: &[&str]| Consequences::of(&guarded, Some(&policy(rules)), &on_host, &[]).udp_cut;
+        assert_eq!(told(&["22/*", "123/udp", "23/tcp"]), ["22/udp", "123/udp"]);
+        assert!(told(&["53/*", "161/udp", "22/tcp"]).is_empty());
+        assert!(Consequences::of(&guarded, None, &on_host, &[]).udp_cut.is_empty());
     }
 
     #[test]

@@ -42,7 +42,8 @@ A file says the same:
   from = [\"192.0.2.0/24\"]
   max = \"PT3H\"
 
-Without `from` any source may be asked for, without `max` three hours.
+Without `from` any source may be asked for, without `max` three hours. Open TCP connections go on; of a UDP port that
+nothing guarded before, open flows may be cut, and a warning names it.
 
 Exit codes: 0 set, 1 refused or failed, 2 usage, 3 set, but the machine is away: its ports are shut when it
 connects, 4 set, but the result could not be written.";

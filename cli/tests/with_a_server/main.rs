@@ -218,6 +218,16 @@ fn a_change_of_policy_says_what_becomes_open_what_stays_shut_and_what_runs_on() 
     assert_ends(&output, 0, &[]);
     assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
 
+    let words = ["policy", "set", "was-1", "--port", "22/*"];
+    let says_udp = [
+        "a UDP flow to 22/udp that is open on was-1 is cut now",
+        "trusted_sources",
+    ];
+    assert_ends(&fake.run(&words), 0, &says_udp);
+    let output = fake.run(&[&words[..], &["--output", "json"]].concat());
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["udp_cut"][0], "22/udp", "{told}");
+
     let output = fake.run(&["policy", "delete", "was-1"]);
     assert_ends(&output, 0, &says[..1]);
     assert!(text(&output.stdout).contains("these grants end: 00000000-0000-7000-8000-000000000001"));
