@@ -4,13 +4,17 @@ use clap::Args;
 use nightlatch_core::id::Subject;
 
 use crate::client::Client;
-use crate::client::calls::{EventFilter, EventPage};
+use crate::client::calls::EventFilter;
 use crate::failure::{Exit, Failure};
+use crate::listing::{self, JsonList, Listed, Page};
 use crate::naming::{GrantRef, MachineRef};
-use crate::output::{Field, Output, Tone};
+use crate::output::{self, Field, Output, Tone};
 use crate::record::EventRecord;
 use crate::settings::Connection;
 use crate::when;
+
+/// As many as a person looks through.
+const MOST_ROWS: i32 = 50;
 
 /// Show what happened: the newest events, oldest of them first.
 #[derive(Clone, Debug, Args)]
@@ -27,9 +31,9 @@ pub(crate) struct Filter {
     /// Only those of this person or program.
     #[arg(long, short, value_name = "NAME")]
     person: Option<Subject>,
-    /// So many of the newest.
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(i32).range(1..=1000))]
-    limit: i32,
+    /// So many of the newest. Without it tables have 50, and JSON has all.
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(i32).range(1..=1000))]
+    limit: Option<i32>,
     /// All of them, from the first.
     #[arg(long, conflicts_with = "limit")]
     all: bool,
@@ -57,92 +61,59 @@ pub(crate) async fn events(
         grant,
         person: person.map(Into::into),
     };
-    let mut pages = Pages::new(output);
-    let limit = (!all).then_some(limit);
-    match fill(&mut pages, &client, &filter, limit).await {
-        Ok(()) => pages.end()?,
-        Err(failure) => {
-            pages.break_off(&failure)?;
-            return Err(failure);
+    match limit {
+        Some(limit) => newest(&client, &filter, limit, output).await?,
+        None if output.is_json() => {
+            let fetch = async |page| client.events_page(&filter, page).await;
+            listing::stream("events", usize::MAX, output, fetch).await?;
         }
+        None if all => every(&client, &filter, output).await?,
+        None => newest(&client, &filter, MOST_ROWS, output).await?,
     }
     Ok(Exit::Done)
 }
 
-/// The newest, or without a limit all.
-async fn fill(
-    pages: &mut Pages<'_>,
-    client: &Client,
-    filter: &EventFilter,
-    limit: Option<i32>,
-) -> Result<(), Failure> {
-    if let Some(limit) = limit {
-        return pages.write(client.newest_events(filter, limit).await?);
+async fn newest(client: &Client, filter: &EventFilter, most: i32, output: &Output) -> Result<(), Failure> {
+    let Listed { items, is_cut } = client.newest_events(filter, most).await?;
+    if output.is_json() {
+        let mut list = JsonList::new("events", output);
+        list.write(&items)?;
+        list.end(is_cut)?;
+    } else if items.is_empty() {
+        output.line("no events")?;
+    } else {
+        output.table(&HEADER, items.iter().map(row).collect())?;
     }
-    let mut page = None;
+    if is_cut && !output.is_closed() {
+        let shown = items.len();
+        output::hint(format!(
+            "only the newest {shown} are shown: --limit N shows more, --all shows all"
+        ));
+    }
+    Ok(())
+}
+
+const HEADER: [&str; 5] = ["TIME", "EVENT", "ACTOR", "MACHINE", "MESSAGE"];
+
+/// A table for each page, as they come: a whole log need not fit into memory.
+async fn every(client: &Client, filter: &EventFilter, output: &Output) -> Result<(), Failure> {
+    let (mut header, mut token) = (&HEADER[..], None);
     loop {
-        let EventPage { events, next } = client.events_after(filter, page).await?;
-        pages.write(events)?;
-        page = next;
+        let Page { items, next } = client.events_page(filter, token).await?;
+        if !items.is_empty() {
+            output.table(header, items.iter().map(row).collect())?;
+            header = &[];
+        }
+        token = next;
         // A reader who left, as `head` does, needs no more pages.
-        if page.is_none() || pages.output.is_closed() {
-            return Ok(());
+        if token.is_none() || output.is_closed() {
+            break;
         }
     }
-}
-
-/// Writes events as they come: a whole log need not fit into memory.
-struct Pages<'o> {
-    output: &'o Output,
-    is_first: bool,
-}
-
-impl<'o> Pages<'o> {
-    const fn new(output: &'o Output) -> Self {
-        Self {
-            output,
-            is_first: true,
-        }
-    }
-
-    fn write(&mut self, events: Vec<EventRecord>) -> Result<(), Failure> {
-        if events.is_empty() {
-            return Ok(());
-        }
-        if self.output.is_json() {
-            for event in events {
-                let comma = if self.is_first { "{\"events\":[\n" } else { ",\n" };
-                let json = serde_json::to_string(&event).map_err(|error| Failure::Write(error.into()))?;
-                self.output.write(format!("{comma}{json}").as_bytes())?;
-                self.is_first = false;
-            }
-            return Ok(());
-        }
-        let header: &[&str] = if self.is_first {
-            &["TIME", "EVENT", "ACTOR", "MACHINE", "MESSAGE"]
-        } else {
-            &[]
-        };
-        self.is_first = false;
-        self.output.table(header, events.iter().map(row).collect())
-    }
-
-    /// What has begun is made whole, with the failure beside what came before it.
-    fn break_off(&self, failure: &Failure) -> Result<(), Failure> {
-        if self.is_first || !self.output.is_json() {
-            return Ok(());
-        }
-        let json = serde_json::to_string(&failure.record()).map_err(|error| Failure::Write(error.into()))?;
-        self.output.line(&format!("\n],\n\"error\":{json}}}"))
-    }
-
-    fn end(self) -> Result<(), Failure> {
-        match (self.output.is_json(), self.is_first) {
-            (true, true) => self.output.line("{\"events\":[\n]}"),
-            (true, false) => self.output.line("\n]}"),
-            (false, true) => self.output.line("no events"),
-            (false, false) => Ok(()),
-        }
+    if header.is_empty() {
+        Ok(())
+    } else {
+        output.line("no events")
     }
 }
 

@@ -5,11 +5,12 @@ use nightlatch_core::time::Timestamp;
 use serde::Serialize;
 
 use crate::client::Client;
-use crate::client::calls::{GrantFilter, Listed};
+use crate::client::calls::GrantFilter;
 use crate::failure::{Exit, Failure};
 use crate::following::is_settled;
+use crate::listing::{self, Extent};
 use crate::naming::{MachineRef, Target, request_resource};
-use crate::output::{self, Field, Output, Tone};
+use crate::output::{Field, Output, Tone};
 use crate::record::{GrantRecord, GrantState};
 use crate::request;
 use crate::settings::Connection;
@@ -30,12 +31,8 @@ pub(crate) struct Filter {
     /// Only your own.
     #[arg(long)]
     mine: bool,
-    /// At most so many.
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    limit: u32,
-    /// All of them.
-    #[arg(long, conflicts_with = "limit")]
-    all: bool,
+    #[command(flatten)]
+    extent: Extent,
 }
 
 /// Show one grant, or what became of one access request.
@@ -53,11 +50,6 @@ pub(crate) struct Shown {
 }
 
 #[derive(Serialize)]
-struct Grants {
-    grants: Vec<GrantRecord>,
-}
-
-#[derive(Serialize)]
 struct One {
     grant: GrantRecord,
 }
@@ -67,8 +59,7 @@ pub(crate) async fn list(filter: Filter, connection: &Connection, output: &Outpu
         machine,
         live,
         mine,
-        limit,
-        all,
+        extent,
     } = filter;
     let client = Client::connect(connection).await?;
     let filter = GrantFilter {
@@ -76,25 +67,8 @@ pub(crate) async fn list(filter: Filter, connection: &Connection, output: &Outpu
         live_only: live,
         own_only: mine,
     };
-    let most = if all {
-        usize::MAX
-    } else {
-        usize::try_from(limit).unwrap_or(usize::MAX)
-    };
-    let Listed {
-        items: grants,
-        is_cut,
-    } = client.grants(&filter, most).await?;
-    if output.is_json() {
-        output.json(&Grants { grants })?;
-    } else {
-        table(&grants, output)?;
-    }
-    if is_cut {
-        output::hint(format!(
-            "only the newest {most} are shown: --limit N shows more, --all shows all"
-        ));
-    }
+    let fetch = async |page| client.grants_page(&filter, page).await;
+    listing::show("grants", extent, output, fetch, table).await?;
     Ok(Exit::Done)
 }
 

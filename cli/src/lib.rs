@@ -12,6 +12,7 @@ mod failure;
 mod following;
 mod grants;
 mod keys;
+mod listing;
 mod machines;
 mod naming;
 mod output;

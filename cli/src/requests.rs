@@ -2,13 +2,13 @@
 
 use clap::Args;
 use nightlatch_core::time::Timestamp;
-use serde::Serialize;
 
 use crate::client::Client;
-use crate::client::calls::{Listed, RequestFilter};
+use crate::client::calls::RequestFilter;
 use crate::failure::{Exit, Failure};
+use crate::listing::{self, Extent};
 use crate::naming::MachineRef;
-use crate::output::{self, Field, Output};
+use crate::output::{Field, Output};
 use crate::record::RequestRecord;
 use crate::settings::Connection;
 use crate::when;
@@ -28,14 +28,8 @@ pub(crate) struct Filter {
     /// Only your own.
     #[arg(long)]
     mine: bool,
-    /// At most so many.
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    limit: u32,
-}
-
-#[derive(Serialize)]
-struct Requests {
-    access_requests: Vec<RequestRecord>,
+    #[command(flatten)]
+    extent: Extent,
 }
 
 pub(crate) async fn list(filter: Filter, connection: &Connection, output: &Output) -> Result<Exit, Failure> {
@@ -43,7 +37,7 @@ pub(crate) async fn list(filter: Filter, connection: &Connection, output: &Outpu
         machine,
         waiting,
         mine,
-        limit,
+        extent,
     } = filter;
     let client = Client::connect(connection).await?;
     let filter = RequestFilter {
@@ -51,18 +45,8 @@ pub(crate) async fn list(filter: Filter, connection: &Connection, output: &Outpu
         waiting_only: waiting,
         own_only: mine,
     };
-    let most = usize::try_from(limit).unwrap_or(usize::MAX);
-    let Listed { items, is_cut } = client.access_requests(&filter, most).await?;
-    if output.is_json() {
-        output.json(&Requests {
-            access_requests: items,
-        })?;
-    } else {
-        table(&items, output)?;
-    }
-    if is_cut {
-        output::hint(format!("only the newest {most} are shown: --limit N shows more"));
-    }
+    let fetch = async |page| client.access_requests_page(&filter, page).await;
+    listing::show("access_requests", extent, output, fetch, table).await?;
     Ok(Exit::Done)
 }
 

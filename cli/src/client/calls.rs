@@ -18,6 +18,7 @@ use uuid::{NoContext, Uuid};
 
 use super::{ANSWER, Client, has_broken};
 use crate::failure::Failure;
+use crate::listing::{Listed, Page, collected};
 use crate::naming::{GrantRef, MachineRef, grant_resource, only_one};
 use crate::record::{EventRecord, GrantRecord, KeyRecord, MachineRecord, PolicyRecord, RequestRecord};
 use crate::when;
@@ -45,13 +46,6 @@ pub(crate) struct RequestFilter {
     pub(crate) own_only: bool,
 }
 
-/// A list, and whether it was cut off at the number asked for.
-#[derive(Debug)]
-pub(crate) struct Listed<T> {
-    pub(crate) items: Vec<T>,
-    pub(crate) is_cut: bool,
-}
-
 /// Which events to list.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EventFilter {
@@ -59,13 +53,6 @@ pub(crate) struct EventFilter {
     /// `grants/{id}`
     pub(crate) grant: Option<String>,
     pub(crate) person: Option<String>,
-}
-
-/// A part of the event log, and how to ask for the next.
-#[derive(Debug)]
-pub(crate) struct EventPage {
-    pub(crate) events: Vec<EventRecord>,
-    pub(crate) next: Option<String>,
 }
 
 /// An access request as it changes.
@@ -104,25 +91,6 @@ fn fresh_id(now: Timestamp) -> Uuid {
 
 fn resource_or_all(machine: Option<&MachineRef>) -> String {
     machine.map(MachineRef::resource).unwrap_or_default()
-}
-
-/// Fetches page after page, until there are `most` entries or no more.
-async fn pages<T, R: From<T>>(
-    most: usize,
-    fetch: impl AsyncFn(String) -> Result<(Vec<T>, String), Failure>,
-) -> Result<Listed<R>, Failure> {
-    let mut items = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let (page, next) = fetch(page_token).await?;
-        items.extend(page.into_iter().map(R::from));
-        if items.len() >= most || next.is_empty() {
-            let is_cut = items.len() > most || !next.is_empty();
-            items.truncate(most);
-            return Ok(Listed { items, is_cut });
-        }
-        page_token = next;
-    }
 }
 
 fn to_pb_request(wish: Wish) -> pb::AccessRequest {
@@ -264,21 +232,26 @@ impl Client {
         filter: &GrantFilter,
         most: usize,
     ) -> Result<Listed<GrantRecord>, Failure> {
-        let machine = resource_or_all(filter.machine.as_ref());
-        pages(most, async |page_token| {
-            let message = pb::ListGrantsRequest {
-                page_size: PAGE,
-                page_token,
-                machine: machine.clone(),
-                live_only: filter.live_only,
-                own_only: filter.own_only,
-            };
-            let page = self
-                .within(ANSWER, self.access().list_grants(timed(message, ANSWER)))
-                .await?;
-            Ok((page.grants, page.next_page_token))
-        })
-        .await
+        collected(most, async |page| self.grants_page(filter, page).await).await
+    }
+
+    /// Newest first.
+    pub(crate) async fn grants_page(
+        &self,
+        filter: &GrantFilter,
+        page: Option<String>,
+    ) -> Result<Page<GrantRecord>, Failure> {
+        let message = pb::ListGrantsRequest {
+            page_size: PAGE,
+            page_token: page.unwrap_or_default(),
+            machine: resource_or_all(filter.machine.as_ref()),
+            live_only: filter.live_only,
+            own_only: filter.own_only,
+        };
+        let answer = self
+            .within(ANSWER, self.access().list_grants(timed(message, ANSWER)))
+            .await?;
+        Ok(Page::of(answer.grants, answer.next_page_token))
     }
 
     /// The newest requests, at most so many.
@@ -287,36 +260,41 @@ impl Client {
         filter: &RequestFilter,
         most: usize,
     ) -> Result<Listed<RequestRecord>, Failure> {
-        let machine = resource_or_all(filter.machine.as_ref());
-        pages(most, async |page_token| {
-            let message = pb::ListAccessRequestsRequest {
-                page_size: PAGE,
-                page_token,
-                machine: machine.clone(),
-                waiting_only: filter.waiting_only,
-                own_only: filter.own_only,
-            };
-            let page = self
-                .within(ANSWER, self.access().list_access_requests(timed(message, ANSWER)))
-                .await?;
-            Ok((page.access_requests, page.next_page_token))
-        })
-        .await
+        collected(most, async |page| self.access_requests_page(filter, page).await).await
+    }
+
+    /// Newest first.
+    pub(crate) async fn access_requests_page(
+        &self,
+        filter: &RequestFilter,
+        page: Option<String>,
+    ) -> Result<Page<RequestRecord>, Failure> {
+        let message = pb::ListAccessRequestsRequest {
+            page_size: PAGE,
+            page_token: page.unwrap_or_default(),
+            machine: resource_or_all(filter.machine.as_ref()),
+            waiting_only: filter.waiting_only,
+            own_only: filter.own_only,
+        };
+        let answer = self
+            .within(ANSWER, self.access().list_access_requests(timed(message, ANSWER)))
+            .await?;
+        Ok(Page::of(answer.access_requests, answer.next_page_token))
     }
 
     pub(crate) async fn machines(&self) -> Result<Vec<MachineRecord>, Failure> {
-        let listed = pages(usize::MAX, async |page_token| {
+        let listed = collected(usize::MAX, async |page: Option<String>| {
             let message = pb::ListMachinesRequest {
                 page_size: PAGE,
-                page_token,
+                page_token: page.unwrap_or_default(),
             };
-            let page = self
+            let answer = self
                 .within(
                     ANSWER,
                     self.machine_service().list_machines(timed(message, ANSWER)),
                 )
                 .await?;
-            Ok((page.machines, page.next_page_token))
+            Ok(Page::of(answer.machines, answer.next_page_token))
         });
         Ok(listed.await?.items)
     }
@@ -384,16 +362,27 @@ impl Client {
         &self,
         filter: &EventFilter,
         most: i32,
-    ) -> Result<Vec<EventRecord>, Failure> {
-        Ok(self.events(filter, most, None, true).await?.events)
+    ) -> Result<Listed<EventRecord>, Failure> {
+        let items = self.events(filter, most, None, true).await?.items;
+        let is_cut = match items.first() {
+            // Whether there are older ones is said by the oldest of all.
+            Some(first) => {
+                let oldest = self.events(filter, 1, None, false).await?.items;
+                oldest
+                    .first()
+                    .is_some_and(|event| event.sequence < first.sequence)
+            }
+            None => false,
+        };
+        Ok(Listed { items, is_cut })
     }
 
     /// The events from the first on, page by page.
-    pub(crate) async fn events_after(
+    pub(crate) async fn events_page(
         &self,
         filter: &EventFilter,
         page: Option<String>,
-    ) -> Result<EventPage, Failure> {
+    ) -> Result<Page<EventRecord>, Failure> {
         self.events(filter, PAGE, page, false).await
     }
 
@@ -403,7 +392,7 @@ impl Client {
         page_size: i32,
         page: Option<String>,
         newest: bool,
-    ) -> Result<EventPage, Failure> {
+    ) -> Result<Page<EventRecord>, Failure> {
         let EventFilter {
             machine,
             grant,
@@ -412,7 +401,7 @@ impl Client {
         let message = pb::ListEventsRequest {
             page_size,
             page_token: page.unwrap_or_default(),
-            machine: machine.as_ref().map(MachineRef::resource).unwrap_or_default(),
+            machine: resource_or_all(machine.as_ref()),
             grant: grant.clone().unwrap_or_default(),
             subject: person.clone().unwrap_or_default(),
             newest,
@@ -420,11 +409,7 @@ impl Client {
         let answer = self
             .within(ANSWER, self.audit().list_events(timed(message, ANSWER)))
             .await?;
-        let next = Some(answer.next_page_token).filter(|token| !token.is_empty());
-        Ok(EventPage {
-            events: answer.events.into_iter().map(Into::into).collect(),
-            next,
-        })
+        Ok(Page::of(answer.events, answer.next_page_token))
     }
 
     pub(crate) async fn signing_keys(&self) -> Result<Vec<KeyRecord>, Failure> {

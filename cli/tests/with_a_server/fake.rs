@@ -1,6 +1,7 @@
 //! A server of canned answers: a machine's name says what becomes of a request for it.
 
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt as _;
 use std::pin::Pin;
 use std::process::{Command, Output};
@@ -146,6 +147,18 @@ impl Fake {
             assert!(start.elapsed() < Duration::from_secs(20), "nobody watched");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+/// A machine with 250 grants and as many requests, in pages of 100.
+const MANY: &str = "machines/many-1";
+
+fn page_of_many(machine: &str, token: &str) -> (Range<u32>, String) {
+    let start: u32 = token.parse().unwrap_or(0);
+    match (machine == MANY, start) {
+        (false, _) => (0..0, String::new()),
+        (true, 200..) => (start..250, String::new()),
+        (true, _) => (start..start + 100, (start + 100).to_string()),
     }
 }
 
@@ -306,25 +319,30 @@ impl AccessService for Answers {
 
     async fn list_access_requests(
         &self,
-        _: Request<pb::ListAccessRequestsRequest>,
+        request: Request<pb::ListAccessRequestsRequest>,
     ) -> Result<Response<pb::ListAccessRequestsResponse>, Status> {
-        Ok(Response::new(pb::ListAccessRequestsResponse::default()))
+        let message = request.into_inner();
+        let (numbers, next) = page_of_many(&message.machine, &message.page_token);
+        Ok(Response::new(pb::ListAccessRequestsResponse {
+            access_requests: numbers.map(|_| access_request(&[], false)).collect(),
+            next_page_token: next,
+        }))
     }
 
     async fn list_grants(
         &self,
         request: Request<pb::ListGrantsRequest>,
     ) -> Result<Response<pb::ListGrantsResponse>, Status> {
-        // Two pages of one.
-        let second = !request.into_inner().page_token.is_empty();
-        let (grants, next) = if second {
-            (vec![grant(2)], "")
-        } else {
-            (vec![grant(1)], "2")
+        let message = request.into_inner();
+        // Two pages of one, unless there are many.
+        let (numbers, next) = match (message.machine.as_str(), message.page_token.as_str()) {
+            (MANY, token) => page_of_many(MANY, token),
+            (_, "") => (1..2, "2".to_string()),
+            _ => (2..3, String::new()),
         };
         Ok(Response::new(pb::ListGrantsResponse {
-            grants,
-            next_page_token: next.to_string(),
+            grants: numbers.map(grant).collect(),
+            next_page_token: next,
         }))
     }
 
@@ -365,13 +383,17 @@ impl AuditService for Answers {
             newest,
             ..
         } = request.into_inner();
-        let start: u64 = page_token.parse().unwrap_or(0);
+        let count = u64::try_from(page_size).unwrap();
+        let start: u64 = if newest {
+            400 - count
+        } else {
+            page_token.parse().unwrap_or(0)
+        };
         let event = |sequence| pb::Event {
             sequence,
             kind: "grant.opened".to_string(),
             ..pb::Event::default()
         };
-        let count = u64::try_from(page_size).unwrap();
         let next = if newest || start + count >= 400 {
             String::new()
         } else {

@@ -324,6 +324,43 @@ fn json_has_its_promised_shape() {
 }
 
 #[test]
+fn programs_get_whole_lists_and_are_told_of_a_cut() {
+    let fake = Fake::start();
+    let json = |words: &str| -> serde_json::Value {
+        let words: Vec<&str> = words.split(' ').chain(["--output", "json"]).collect();
+        let output = fake.run(&words);
+        assert_ends(&output, 0, &[]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    };
+    for (words, member, found, is_cut) in [
+        ("list grants -m many-1", "grants", 250, false),
+        ("list grants -m many-1 --all", "grants", 250, false),
+        ("list grants -m many-1 --limit 250", "grants", 250, false),
+        ("list grants -m many-1 --limit 200", "grants", 200, true),
+        ("list requests -m many-1", "access_requests", 250, false),
+        ("list requests -m many-1 --limit 7", "access_requests", 7, true),
+        ("list requests", "access_requests", 0, false),
+        ("events", "events", 400, false),
+        ("events --limit 400", "events", 400, false),
+        ("events --limit 7", "events", 7, true),
+    ] {
+        let list = json(words);
+        assert_eq!(list[member].as_array().map(Vec::len), Some(found), "{words}");
+        assert_eq!(list["is_cut"], is_cut, "{words}");
+    }
+    for (words, hint) in [
+        (&["list", "grants", "-m", "many-1"][..], "only the newest 100"),
+        (&["list", "requests", "-m", "many-1"], "only the newest 100"),
+        (&["events"], "only the newest 50"),
+    ] {
+        assert_ends(&fake.run(words), 0, &[hint, "--all shows all"]);
+        let all = fake.run(&[words, &["--all"]].concat());
+        assert_ends(&all, 0, &[]);
+        assert!(all.stderr.is_empty(), "{}", text(&all.stderr));
+    }
+}
+
+#[test]
 fn a_failure_is_json_too_where_json_is_asked_for() {
     let fake = Fake::start();
     let ask = &ASK[..4];
