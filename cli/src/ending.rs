@@ -24,10 +24,12 @@ const AT_ONCE: usize = 16;
 
 const DONE_EXAMPLES: &str = "\
 Examples:
+  nightlatch done
   nightlatch done --machine web-1
   nightlatch done 019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11
   nightlatch done accessRequests/019aa0b2-7c10-7d00-8a3b-1f2e3d4c5b6a
-  nightlatch done --yes
+
+At a terminal it asks before it ends all that is yours; a script is not asked.
 
 Exit codes: 0 ended, 1 refused or failed, 2 usage, 3 ended, but the host is away and runs it to its end,
 4 done, but the result could not be written.";
@@ -45,12 +47,12 @@ Exit codes: 0 ended, 1 refused or failed, 2 usage, 3 ended, but the host is away
 #[command(after_help = DONE_EXAMPLES)]
 pub(crate) struct Done {
     /// Grants to end, or requests to withdraw (accessRequests/ID). Without any: all of yours.
-    #[arg(value_name = "GRANT", conflicts_with = "machine")]
+    #[arg(value_name = "GRANT")]
     targets: Vec<Target>,
-    /// All your live grants and waiting requests on this machine.
+    /// Only on this machine. Without GRANT: all of yours there; with it: those, which must be there.
     #[arg(long, short, value_name = "MACHINE")]
     machine: Option<MachineRef>,
-    /// Don't ask before all that is yours is ended.
+    /// At a terminal, don't ask before all that is yours is ended.
     #[arg(long, short)]
     yes: bool,
     /// How long to wait for the hosts, a minute at most.
@@ -87,29 +89,39 @@ enum Ended {
 pub(crate) async fn done(done: Done, connection: &Connection, output: &Output) -> Result<Exit, Failure> {
     let client = Client::connect(connection).await?;
     let names = if done.targets.is_empty() {
-        let filter = GrantFilter {
-            machine: done.machine.clone(),
-            live_only: true,
-            own_only: true,
-        };
-        let grants = client.grants(&filter, usize::MAX).await?.items;
-        let filter = RequestFilter {
-            machine: done.machine.clone(),
-            waiting_only: true,
-            own_only: true,
-        };
-        let waiting = client.access_requests(&filter, usize::MAX).await?.items;
-        if done.machine.is_none() && !done.yes && !(grants.is_empty() && waiting.is_empty()) {
-            confirm(&grants, &waiting, output).await?;
-        }
-        let grants = grants.into_iter().map(|grant| grant.name);
-        grants
-            .chain(waiting.into_iter().map(|request| request.name))
-            .collect()
+        all_own(&client, &done, output).await?
     } else {
-        names(&client, &done.targets).await?
+        let names = names(&client, &done.targets).await?;
+        if let Some(machine) = &done.machine {
+            check_all_on(&client, &names, machine).await?;
+        }
+        names
     };
     end(&client, names, Right::Own, done.timeout, output).await
+}
+
+/// The caller's live grants and waiting requests, after a question to whoever sits there.
+async fn all_own(client: &Client, done: &Done, output: &Output) -> Result<Vec<String>, Failure> {
+    let filter = GrantFilter {
+        machine: done.machine.clone(),
+        live_only: true,
+        own_only: true,
+    };
+    let grants = client.grants(&filter, usize::MAX).await?.items;
+    let filter = RequestFilter {
+        machine: done.machine.clone(),
+        waiting_only: true,
+        own_only: true,
+    };
+    let waiting = client.access_requests(&filter, usize::MAX).await?.items;
+    let is_some = !(grants.is_empty() && waiting.is_empty());
+    if is_some && done.machine.is_none() && !done.yes && somebody_sits_there() {
+        confirm(&grants, &waiting, output).await?;
+    }
+    let grants = grants.into_iter().map(|grant| grant.name);
+    Ok(grants
+        .chain(waiting.into_iter().map(|request| request.name))
+        .collect())
 }
 
 pub(crate) async fn revoke(
@@ -138,12 +150,58 @@ async fn names(client: &Client, targets: &[Target]) -> Result<Vec<String>, Failu
 }
 
 /// # Errors
-/// Nobody to ask, or the answer is no.
+/// One that is elsewhere, which is named.
+async fn check_all_on(client: &Client, names: &[String], machine: &MachineRef) -> Result<(), Failure> {
+    for name in names {
+        let at = places(client, name).await?;
+        if !at
+            .iter()
+            .any(|(place, id)| machine.is_named(place) || machine.is_named(id))
+        {
+            let at: Vec<String> = at.into_iter().map(|(place, _)| place).collect();
+            return Err(Failure::Elsewhere {
+                name: name.clone(),
+                at: at.join(", "),
+                machine: machine.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Names and ids of the machines that a grant or a request is for.
+async fn places(client: &Client, name: &str) -> Result<Vec<(String, String)>, Failure> {
+    let of_request = async |name: String| {
+        let outcomes = client.access_request(name).await?.outcomes;
+        let places = outcomes
+            .into_iter()
+            .map(|outcome| (outcome.machine, outcome.machine_id));
+        Ok::<_, Failure>(places.collect())
+    };
+    if name.starts_with("accessRequests/") {
+        return of_request(name.to_string()).await;
+    }
+    match client.grant(name.to_string()).await {
+        // A bare id may be that of a request.
+        Err(Failure::Refused(refusal)) if refusal.is_unknown() => {
+            let request = name.replacen("grants/", "accessRequests/", 1);
+            of_request(request).await.map_err(|failure| match failure {
+                Failure::Refused(request) if request.is_unknown() => refusal.into(),
+                other => other,
+            })
+        }
+        found => found.map(|grant| vec![(grant.machine, grant.machine_id)]),
+    }
+}
+
+fn somebody_sits_there() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// # Errors
+/// The answer is no, or can't be read.
 async fn confirm(grants: &[GrantRecord], waiting: &[RequestRecord], output: &Output) -> Result<(), Failure> {
     let count = grants.len() + waiting.len();
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        return Err(Failure::NotConfirmed(count));
-    }
     if !output.is_json() && !grants.is_empty() {
         table(grants, output)?;
     }

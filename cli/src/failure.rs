@@ -71,8 +71,13 @@ pub(crate) enum Failure {
     NamedTwice(String),
     #[error("the end {0} has passed")]
     EndPassed(String),
-    #[error("nobody can be asked here: this would end {0} grants")]
-    NotConfirmed(usize),
+    #[error("nothing was ended: {name} is for {at}, not for {machine}")]
+    Elsewhere {
+        name: String,
+        at: String,
+        /// Where it was said to be.
+        machine: String,
+    },
     #[error("nothing was ended")]
     Declined,
     #[error("the answer cannot be read: {0}")]
@@ -101,7 +106,6 @@ impl Failure {
                 | InvalidSettings::NotSettings { .. },
             )
             | Self::PolicyFile(InvalidPolicyFile::Options(_))
-            | Self::NotConfirmed(_)
             | Self::TooMany { .. }
             | Self::NamedTwice(_) => Exit::Usage,
             Self::Untold { .. } => Exit::Untold,
@@ -126,7 +130,9 @@ impl Failure {
             Self::TooMany { .. } => Some("ask for some of them first".to_string()),
             Self::NamedTwice(_) => Some("name each machine once".to_string()),
             Self::Untold { next, .. } => Some(next.clone()),
-            Self::NotConfirmed(_) => Some("name the grants or a --machine, or add --yes".to_string()),
+            Self::Elsewhere { machine, .. } => Some(format!(
+                "name what is there (`nightlatch list grants --live --mine --machine {machine}`), or leave out --machine"
+            )),
             Self::Interrupted => Some(
                 "the server may have taken it: `nightlatch list grants` and `nightlatch list requests --waiting` show what holds, `nightlatch done` ends it"
                     .to_string(),
@@ -153,6 +159,7 @@ impl Failure {
             Self::TooMany { option, .. } => (*option, ""),
             Self::NamedTwice(machine) => ("MACHINE", machine.as_str()),
             Self::UnknownName(_) => ("GRANT", ""),
+            Self::Elsewhere { machine, .. } => ("GRANT", machine.as_str()),
             Self::PolicyFile(InvalidPolicyFile::Options(_)) => ("--port", ""),
             Self::PolicyFile(_) => ("--file", ""),
             Self::EndPassed(_) => ("--until", ""),
@@ -182,7 +189,7 @@ impl Failure {
             Self::TooMany { .. } => "TOO_MANY",
             Self::NamedTwice(_) => "NAMED_TWICE",
             Self::EndPassed(_) => "END_PASSED",
-            Self::NotConfirmed(_) => "NOT_CONFIRMED",
+            Self::Elsewhere { .. } => "NOT_ON_MACHINE",
             Self::Declined => "DECLINED",
             Self::Ask(_) => "ASK_FAILED",
             Self::Write(_) => "WRITE_FAILED",

@@ -18,6 +18,11 @@ impl MachineRef {
     pub(crate) fn policy(&self) -> String {
         resource::policy(&self.0)
     }
+
+    /// By its name or its id, as a record has it.
+    pub(crate) fn is_named(&self, text: &str) -> bool {
+        self.to_string().eq_ignore_ascii_case(text)
+    }
 }
 
 impl fmt::Display for MachineRef {

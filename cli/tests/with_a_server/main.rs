@@ -128,14 +128,85 @@ fn wrong_usage_is_exit_2() {
     let fake = Fake::start();
     for words in [
         &["request", "open-1"][..],
-        &["done"],
+        &["revoke"],
         &["nonsense"],
         &["request", "open-1", "--port", "0"],
     ] {
         assert_eq!(fake.run(words).status.code(), Some(2), "{words:?}");
     }
-    let output = fake.run(&["done"]);
-    assert_ends(&output, 2, &["this would end 2 grants", "--yes"]);
+}
+
+#[test]
+fn done_asks_only_where_somebody_sits() {
+    let fake = Fake::start();
+    for words in [&["done"][..], &["done", "--yes"]] {
+        let output = fake.run(words);
+        assert_ends(&output, 3, &[]);
+        assert!(text(&output.stdout).contains("open-1: ended ("), "{words:?}");
+    }
+    // script(1) gives it a terminal.
+    for (answer, ends) in [("n", false), ("y", true)] {
+        let terminal = format!(
+            "echo {answer} | script -qec '{} done' /dev/null",
+            env!("CARGO_BIN_EXE_nightlatch")
+        );
+        let mut command = fake.command(&[]);
+        let environment: Vec<_> = command
+            .get_envs()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+            .collect();
+        command = Command::new("sh");
+        let output = command
+            .args(["-c", &terminal])
+            .envs(environment)
+            .output()
+            .unwrap();
+        let said = text(&output.stdout);
+        assert!(said.contains("End all 2? [y/N]"), "{said}");
+        assert_eq!(said.contains("open-1: ended ("), ends, "{said}");
+        assert_eq!(said.contains("nothing was ended"), !ends, "{said}");
+    }
+}
+
+#[test]
+fn done_with_a_machine_ends_what_is_named_there_and_nothing_if_one_is_elsewhere() {
+    let fake = Fake::start();
+    let [here, away, request] = [1, 2, 7].map(|number| format!("00000000-0000-7000-8000-{number:012}"));
+    let output = fake.run(&["done", &here, "--machine", "open-1"]);
+    assert_ends(&output, 0, &[]);
+    assert!(text(&output.stdout).contains("open-1: ended ("));
+    let words = ["done", &here, &away, "--machine", "open-1"];
+    let output = fake.run(&words);
+    let says = format!("nothing was ended: grants/{away} is for away-1, not for open-1");
+    assert_ends(
+        &output,
+        1,
+        &[&says, "nightlatch list grants --live --mine --machine open-1"],
+    );
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+    let output = fake.run(&[&words[..], &["--output", "json"]].concat());
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let error = &told["error"];
+    assert!(
+        error["code"] == "NOT_ON_MACHINE" && error["field"] == "GRANT" && error["machine"] == "open-1",
+        "{told}"
+    );
+    for named in [request.clone(), format!("accessRequests/{request}")] {
+        let output = fake.run(&["done", &named, "-m", "away-1"]);
+        assert_ends(&output, 0, &[]);
+        assert!(text(&output.stdout).contains("withdrawn"), "{named}");
+        assert_ends(
+            &fake.run(&["done", &named, "-m", "open-1"]),
+            1,
+            &["is for away-1"],
+        );
+    }
+    let nobody = "00000000-0000-7000-8000-000000000009";
+    assert_ends(
+        &fake.run(&["done", nobody, "-m", "open-1"]),
+        1,
+        &["error: no such grant"],
+    );
 }
 
 #[test]
