@@ -56,8 +56,9 @@ pub struct Agent {
 impl Door {
     /// Adds who calls to the request, or says why they may not.
     async fn admit<B>(&self, request: &mut http::Request<B>) -> Result<Option<Leave>, Status> {
-        let rule =
-            rule(request.uri().path()).ok_or_else(|| Status::unimplemented("there is no such method"))?;
+        let rule = rule(request.uri().path()).ok_or_else(|| {
+            no_method("this version of the server has no such method: call another, or a newer server")
+        })?;
         let remote = request.extensions().get::<Remote>().cloned();
         let Remote {
             address,
@@ -100,9 +101,15 @@ impl Door {
                     return Err(problem.with("permission", needed).into());
                 }
             }
-            (Rule::Anyone | Rule::AnyonesStream | Rule::Needs(_), Listener::Agents)
-            | (Rule::Agent, Listener::People) => {
-                return Err(Status::unimplemented("there is no such method on this port"));
+            (Rule::Anyone | Rule::AnyonesStream | Rule::Needs(_), Listener::Agents) => {
+                return Err(no_method(
+                    "this method is not on the port for agents: call the server's port for people (7443, or its `listen`)",
+                ));
+            }
+            (Rule::Agent, Listener::People) => {
+                return Err(no_method(
+                    "this method is for agents: call the server's port for them (7444, or its `listen_agents`)",
+                ));
             }
         }
         Ok(None)
@@ -181,6 +188,10 @@ impl Door {
         let known = known.filter(|known| known.fingerprint == peer.fingerprint && !known.is_retired);
         known.map(|_| Agent { machine }).ok_or_else(superseded)
     }
+}
+
+fn no_method(message: &str) -> Status {
+    Problem::new(Code::Unimplemented, "METHOD_UNKNOWN", message).into()
 }
 
 fn unauthenticated(reason: &str, message: &str) -> Status {

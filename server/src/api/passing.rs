@@ -96,9 +96,10 @@ impl HttpBody for Bounded {
         }
         if self.stopping.as_mut().poll(context).is_ready() {
             self.has_ended = true;
-            let status = Status::unavailable("the server is stopping: try again");
+            let message = "the server is stopping: try again";
+            let status = Status::from(Problem::new(Code::Unavailable, "SERVER_STOPPING", message));
             let mut trailers = HeaderMap::new();
-            // A status of plain text makes valid headers.
+            // A status of ASCII and encoded details makes valid headers.
             return Poll::Ready(
                 status
                     .add_header(&mut trailers)

@@ -101,25 +101,25 @@ async fn without_a_certificate_only_enrolment_health_and_reflection_answer() {
 async fn a_method_of_one_listener_is_not_on_the_other() {
     let world = World::begin().await;
     let channel = world.channel_to_people(Some(&world.admin())).await;
-    let mut agents = pb::agent_service_client::AgentServiceClient::new(channel);
-    assert_eq!(
-        agents.connect(tokio_stream::empty()).await.unwrap_err().code(),
-        Code::Unimplemented
-    );
+    let unknown = (Code::Unimplemented, "METHOD_UNKNOWN".to_owned());
+    let mut agents = pb::agent_service_client::AgentServiceClient::new(channel.clone());
+    let told = agents.connect(tokio_stream::empty()).await;
+    assert!(told.as_ref().unwrap_err().message().contains("7444"));
+    assert_eq!(reason(told), unknown);
     let host = Host::enrol(&world, "web-1").await;
-    let channel = world
+    let of_agents = world
         .try_channel_to_agents(Some(&host.credentials))
         .await
         .unwrap();
-    let mut enrolment = pb::enrollment_service_client::EnrollmentServiceClient::new(channel);
-    assert_eq!(
-        enrolment
-            .enroll(pb::EnrollRequest::default())
-            .await
-            .unwrap_err()
-            .code(),
-        Code::Unimplemented
-    );
+    let mut enrolment = pb::enrollment_service_client::EnrollmentServiceClient::new(of_agents);
+    let told = enrolment.enroll(pb::EnrollRequest::default()).await;
+    assert!(told.as_ref().unwrap_err().message().contains("7443"));
+    assert_eq!(reason(told), unknown);
+    // A version of reflection that isn't served.
+    let mut other =
+        tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let told = other.server_reflection_info(tokio_stream::empty()).await;
+    assert_eq!(reason(told), unknown);
 }
 
 #[tokio::test]
