@@ -35,7 +35,7 @@ pub const ROOT_EXPORTED: &str = "root.exported";
 pub enum StateError {
     #[error("{} is missing: `nightlatch-server init` makes a state directory", .0.display())]
     Missing(PathBuf),
-    #[error("another server uses {}", .0.display())]
+    #[error("another nightlatch-server works in {}: stop it first, or name another directory with --state", .0.display())]
     InUse(PathBuf),
     #[error("{} can't be read: {}", path.display(), next_step(source))]
     Read { path: PathBuf, source: io::Error },
