@@ -27,14 +27,13 @@ impl Credential {
             Self::Key => "private key",
         }
     }
+}
 
-    /// The option may not be what was written: all ways are named.
-    fn given_by(self) -> String {
-        let option = self.option();
-        let name = option.trim_start_matches("--");
-        let variable = name.to_uppercase();
-        format!("it is given by {option}, by NIGHTLATCH_{variable}, or as `{name}` in a settings file")
-    }
+/// The option may not be what was written: all ways are named.
+fn given_by(option: &str) -> String {
+    let name = option.trim_start_matches("--");
+    let variable = name.to_uppercase();
+    format!("it is given by {option}, by NIGHTLATCH_{variable}, or as `{name}` in a settings file")
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -109,14 +108,14 @@ impl InvalidSettings {
                     "give --{setting}, set NIGHTLATCH_{variable}, or write {setting} = \"{example}\" into {file}"
                 ))
             }
-            Self::NotAServer(_) => None,
+            Self::NotAServer(_) => Some(given_by("--server")),
             Self::Exposed { path, .. } => Some(format!("keep it to yourself: chmod 600 {}", path.display())),
             Self::UnreadableFile { .. } => {
                 Some("check who may read it, and that it is text in UTF-8".to_string())
             }
             Self::Unreadable { credential, .. } => Some(format!(
                 "check the path and who may read it: {}",
-                credential.given_by()
+                given_by(credential.option())
             )),
             Self::NotSettings { .. } => Some("it may set server, ca, cert and key, nothing else".to_string()),
             Self::NotPem { credential, .. } => {
@@ -126,7 +125,7 @@ impl InvalidSettings {
                         "name the file that `nightlatch-server user issue` has made"
                     }
                 };
-                Some(format!("{origin}: {}", credential.given_by()))
+                Some(format!("{origin}: {}", given_by(credential.option())))
             }
             Self::Mismatch { .. } => Some("name the .pem and the .key that were issued together".to_string()),
         }
