@@ -86,6 +86,7 @@ fn a_revoke_reaches_a_host_that_was_away() -> Result<()> {
         let doors = Doors::new(lab)?;
         let revoked = doors.open(1)?;
         doors.open(2)?;
+        let done = doors.open(3)?;
         lab.machine(1).end_agent(Signal::SIGKILL)?;
         wait::until_true("the server has not missed the host", PATIENCE, || {
             Ok(lab
@@ -94,12 +95,16 @@ fn a_revoke_reaches_a_host_that_was_away() -> Result<()> {
                 .iter()
                 .all(|machine| machine["state"] == "away"))
         })?;
-        let outcome = lab.client().run(&["revoke", &revoked, "--timeout", "1s"])?;
-        ensure!(
-            outcome.code == Some(3),
-            "a revoke that is not in force yet: {outcome}"
-        );
-        doors.check(&[1, 2])?;
+        for (verb, grant) in [("revoke", &revoked), ("done", &done)] {
+            let outcome = lab.client().run(&[verb, grant, "--timeout", "1s"])?;
+            ensure!(
+                outcome.code == Some(3)
+                    && outcome.stdout.contains("web-1")
+                    && outcome.stdout.contains("runs to its end"),
+                "{verb}, which is not in force yet: {outcome}"
+            );
+        }
+        doors.check(&[1, 2, 3])?;
         lab.machine(1).start_agent()?;
         doors.wait(&[2])
     })
