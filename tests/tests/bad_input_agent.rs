@@ -41,6 +41,15 @@ fn the_agent_says_what_is_wrong() -> Result<()> {
             (&["run"], FAILED, &["enroll"]),
             (&["verify", &garbage], FAILED, &["enroll"]),
             (&["status", "--output", "xml"], USAGE, &["xml"]),
+            // Without a terminal there is nobody to ask.
+            (&["disable"], FAILED, &["nothing was changed", "--yes"]),
+            (
+                &["disable", "--table-only"],
+                FAILED,
+                &["nothing was changed", "--yes"],
+            ),
+            (&["disable", "--now"], USAGE, &["--now"]),
+            (&["disable", "all"], USAGE, &["all"]),
         ];
         check_all("nightlatch-agent, not enrolled", unenrolled, |arguments| {
             machine.run_agent(arguments)
@@ -94,15 +103,24 @@ fn check_agent_files(lab: &Lab) -> Result<()> {
         ("= 5", "agent.toml"),
     ] {
         machine.configure(text)?;
-        for verb in ["run", "lockdown", "status", "ruleset"] {
-            let outcome = machine.run_agent(&[verb])?;
+        for arguments in [
+            &["run"][..],
+            &["lockdown"],
+            &["status"],
+            &["ruleset"],
+            &["verify", "grant.json"],
+        ] {
+            let outcome = machine.run_agent(arguments)?;
             check(
-                &format!("{verb} with {text}"),
+                &format!("{arguments:?} with {text}"),
                 &outcome,
                 FAILED,
                 &["agent.toml", words],
             )?;
         }
+        // It needs no file of the host's own to be turned off.
+        let outcome = machine.run_agent(&["disable"])?;
+        check(&format!("disable with {text}"), &outcome, FAILED, &["--yes"])?;
     }
     fs::write(machine.config(), b"\xff")?;
     let binary = machine.run_agent(&["run"])?;
@@ -134,6 +152,7 @@ fn check_agent_files(lab: &Lab) -> Result<()> {
         check(&format!("{name} is missing"), &outcome, FAILED, &[name])?;
         fs::rename(&aside, &path)?;
     }
+    check_damaged_records(lab)?;
     machine
         .start_agent()
         .context("with everything in its place again")?;
@@ -143,5 +162,42 @@ fn check_agent_files(lab: &Lab) -> Result<()> {
         &second,
         FAILED,
         &["another nightlatch-agent"],
+    )?;
+    let beneath = machine.run_agent(&["disable", "--yes", "--table-only"])?;
+    check(
+        "disable beneath an agent that runs",
+        &beneath,
+        FAILED,
+        &["an agent works in", "stop it"],
     )
+}
+
+/// The agent starts all the same, shut where it must be, and says what is lost.
+fn check_damaged_records(lab: &Lab) -> Result<()> {
+    let machine = lab.machine(1);
+    for (name, code) in [
+        ("receipts", "RECEIPTS_DAMAGED"),
+        ("ledger.floor", "LEDGER_DAMAGED"),
+    ] {
+        let told = || -> Result<bool> {
+            let is_it = |event: &Value| event["kind"] == "machine.reported" && event["reason"] == code;
+            Ok(lab.client().events()?.iter().any(is_it))
+        };
+        ensure!(!told()?, "{code} before {name} is garbage");
+        fs::write(machine.state().join(name), "not what it should be")?;
+        for verb in ["lockdown", "ruleset"] {
+            machine
+                .run_agent(&[verb])?
+                .expect_success(&format!("{verb}, {name} is garbage"))?;
+        }
+        machine
+            .start_agent()
+            .with_context(|| format!("{name} is garbage"))?;
+        wait::until_true(&format!("no event tells that {name} was garbage"), PATIENCE, told)?;
+        machine.end_agent(Signal::SIGTERM)?;
+        machine
+            .run_agent(&["status"])?
+            .expect_success(&format!("status, {name} was garbage"))?;
+    }
+    Ok(())
 }

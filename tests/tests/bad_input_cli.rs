@@ -4,11 +4,15 @@
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use nightlatch_tests::complaint::{Case, FAILED, USAGE, check_all};
+use nightlatch_tests::complaint::{Case, FAILED, USAGE, check, check_all};
 use nightlatch_tests::lab::{Lab, Stage};
 use nightlatch_tests::scratch::in_a_lab;
+use nightlatch_tests::wait;
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Words of a command, the exit code, and what the error must say. `@name` stands for one of [`stand_ins`].
 type Line = (&'static str, i32, &'static [&'static str]);
@@ -103,12 +107,16 @@ const ODD_REQUESTS: [Line; 19] = [
     ),
 ];
 
-const ODD_COMMANDS: [Line; 58] = [
+const ODD_COMMANDS: [Line; 62] = [
     ("fly", USAGE, &["fly"]),
     ("done @nobody", FAILED, &[NOBODY]),
     ("done xyz", USAGE, &["xyz"]),
     ("done @blank", USAGE, &["not a grant"]),
     ("done --machine web-9", FAILED, &["web-9"]),
+    ("done @nobody --machine web-1", FAILED, &[NOBODY]),
+    ("list grants --limit 0", USAGE, &["1..=100000"]),
+    ("list requests --limit 5 --all", USAGE, &["--limit", "--all"]),
+    ("list requests --limit some", USAGE, &["--limit", "some"]),
     ("revoke", USAGE, &["GRANT"]),
     ("revoke 019a", USAGE, &["first 8 characters"]),
     ("revoke @nobody", FAILED, &[NOBODY]),
@@ -194,17 +202,33 @@ const ODD_COMMANDS: [Line; 58] = [
         FAILED,
         &["/dev/zero", "regular file"],
     ),
-    ("list machines --cert @huge", FAILED, &["huge", "1024 KiB"]),
-    ("list machines --key @shared", FAILED, &["0644", "chmod 600"]),
-    ("list machines --ca @missing", FAILED, &["missing.toml"]),
+    (
+        "list machines --cert @huge",
+        FAILED,
+        &["--cert:", "huge", "1024 KiB"],
+    ),
+    (
+        "list machines --key @shared",
+        FAILED,
+        &["--key:", "0644", "chmod 600"],
+    ),
+    (
+        "list machines --ca @missing",
+        FAILED,
+        &["--ca:", "missing.toml", "NIGHTLATCH_CA"],
+    ),
     (
         "list machines --ca @folder",
         FAILED,
         &["folder", "check the path"],
     ),
-    ("list machines --ca @binary", FAILED, &["binary", "PEM"]),
+    ("list machines --ca @binary", FAILED, &["--ca:", "binary", "PEM"]),
     ("list machines --ca @root.pub", FAILED, &["root.pub"]),
-    ("list machines --cert @missing", FAILED, &["missing.toml"]),
+    (
+        "list machines --cert @missing",
+        FAILED,
+        &["--cert:", "missing.toml"],
+    ),
     ("list machines --cert @no-rules", FAILED, &["empty.toml", "PEM"]),
     ("list machines --cert @root.pub", FAILED, &["root.pub", "PEM"]),
     (
@@ -212,8 +236,16 @@ const ODD_COMMANDS: [Line; 58] = [
         FAILED,
         &["folder", "check the path"],
     ),
-    ("list machines --key @binary", FAILED, &["binary", "PEM"]),
-    ("list machines --key @server.key", FAILED, &["server.key"]),
+    (
+        "list machines --key @binary",
+        FAILED,
+        &["--key:", "binary", "PEM"],
+    ),
+    (
+        "list machines --key @server.key",
+        FAILED,
+        &["--key:", "server.key"],
+    ),
 ];
 
 const NOBODY: &str = "019aa0b2-6a51-7c3e-9d6a-0f6d1f6f2b11";
@@ -245,6 +277,7 @@ fn the_command_line_says_what_is_wrong() -> Result<()> {
             .map(|(words, (_, code, says))| (words.as_slice(), *code, *says))
             .collect();
         check_all("nightlatch", &cases, |arguments| lab.client().run(arguments))?;
+        check_settings_files(lab)?;
         check_nothing_happened(lab, events)
     })
 }
@@ -283,6 +316,59 @@ fn stand_ins(lab: &Lab) -> Result<BTreeMap<&'static str, String>> {
         ("@root.pub", state("root.pub")),
         ("@server.key", state("server.key")),
     ]))
+}
+
+/// Read where an option or variable is missing, here that of the key.
+fn check_settings_files(lab: &Lab) -> Result<()> {
+    let folder = lab.dir().join("client/nightlatch");
+    fs::create_dir_all(&folder)?;
+    let file = folder.join("config.toml");
+    let named = file.display().to_string();
+    let run = || {
+        let mut command = lab.client().nightlatch(&["list", "machines"]);
+        wait::run(command.env_remove("NIGHTLATCH_KEY"), PATIENCE)
+    };
+    let cases: [(&[u8], i32, &[&str]); 8] = [
+        (b"", USAGE, &["no key is set", "--key", &named]),
+        (
+            b"keys = 'admin.key'",
+            USAGE,
+            &["line 1", "`keys`", "unknown field"],
+        ),
+        (b"\nkey = 7", USAGE, &["line 2", "`key`", "expected path string"]),
+        (b"[key]\nfile = 'x'", USAGE, &["line 1", "`key`"]),
+        (b"{}", USAGE, &["line 1", "not a settings file"]),
+        (b"\xff", FAILED, &["UTF-8"]),
+        (
+            b"key = 'gone.key'",
+            FAILED,
+            &["--key:", "client/nightlatch/gone.key", "a settings file"],
+        ),
+        (&[b'#'; (64 << 10) + 1], FAILED, &["64 KiB"]),
+    ];
+    for (content, code, words) in cases {
+        fs::write(&file, content)?;
+        let called = format!(
+            "nightlatch with {}",
+            String::from_utf8_lossy(&content[..content.len().min(20)])
+        );
+        let is_about_the_file = [words, &["config.toml"]].concat();
+        let words = if words[0] == "--key:" {
+            words
+        } else {
+            &is_about_the_file
+        };
+        check(&called, &run()?, code, words)?;
+    }
+    fs::remove_file(&file)?;
+    fs::create_dir(&file)?;
+    check(
+        "nightlatch with a folder",
+        &run()?,
+        FAILED,
+        &["config.toml", "regular file"],
+    )?;
+    Ok(fs::remove_dir_all(&folder)?)
 }
 
 fn check_nothing_happened(lab: &Lab, events: usize) -> Result<()> {

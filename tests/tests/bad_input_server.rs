@@ -65,7 +65,12 @@ fn the_server_says_what_is_wrong() -> Result<()> {
         check_all("nightlatch-server", cases, |arguments| control.run(arguments))?;
         // A second server over the same database would have its own idea of what is published.
         let second = control.run(&["run"])?;
-        check("nightlatch-server run, a second one", &second, FAILED, &[])?;
+        check(
+            "nightlatch-server run, a second one",
+            &second,
+            FAILED,
+            &["another nightlatch-server"],
+        )?;
         ensure!(
             listing(&control.state())? == before,
             "{:?} became {:?}",
@@ -88,6 +93,29 @@ fn the_server_says_what_is_wrong() -> Result<()> {
             ("log = \"loud\"", "loud"),
             ("listening = \"[::]:7443\"", "listening"),
             ("= 5", "server-bad.toml"),
+            (
+                "[limits]\nconnections = 0",
+                "`limits.connections`: 0 is not 1 to 1000000",
+            ),
+            (
+                "[limits]\nagent_connections = 1000001",
+                "`limits.agent_connections`",
+            ),
+            (
+                "[limits]\nconnections = 10\nconnections_per_address = 11",
+                "`limits.connections_per_address`: 11 is more than `limits.connections`, 10",
+            ),
+            (
+                "[limits]\ngrants_per_machine = \"many\"",
+                "line 2: `limits.grants_per_machine`",
+            ),
+            ("[limits]\ngrants_per_machine = 0", "`limits.grants_per_machine`"),
+            (
+                "[limits]\ngrants_per_caller_and_machine = -1",
+                "`limits.grants_per_caller_and_machine`",
+            ),
+            ("[limits]\nconections = 1", "`limits.conections`"),
+            ("limits = 7", "`limits`"),
         ] {
             let file = lab.dir().join("server-bad.toml");
             fs::write(&file, text)?;
@@ -167,6 +195,7 @@ fn check_damaged_state(lab: &Lab) -> Result<()> {
         "ca.pem",
         "ca.key",
         "keys.dsse",
+        "root.pub",
         "nightlatch.db",
     ] {
         let state = lab.dir().join(format!("without-{name}"));
@@ -179,7 +208,14 @@ fn check_damaged_state(lab: &Lab) -> Result<()> {
             &[name],
         )?;
     }
-    for name in ["signing.key", "ca.pem", "ca.key", "keys.dsse", "nightlatch.db"] {
+    for name in [
+        "signing.key",
+        "ca.pem",
+        "ca.key",
+        "keys.dsse",
+        "root.pub",
+        "nightlatch.db",
+    ] {
         let state = lab.dir().join(format!("garbled-{name}"));
         copy_state(lab, &state)?;
         fs::write(state.join(name), "not what it should be")?;
