@@ -117,7 +117,7 @@ impl Failure {
     /// The next step, where there is one.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
-            Self::Settings(invalid) => invalid.hint(),
+            Self::Settings(invalid) => Some(invalid.hint()),
             Self::Unreachable(unreachable) => Some(unreachable.hint()),
             Self::Refused(refusal) => refusal.hint(),
             Self::NoAnswer(_) => Some(

@@ -334,7 +334,7 @@ mod tests {
             .settings_from(std::slice::from_ref(&path))
             .unwrap_err();
         assert_eq!(error.to_string(), "no server is set");
-        assert!(error.hint().unwrap().contains(path.to_str().unwrap()));
+        assert!(error.hint().contains(path.to_str().unwrap()));
         fs::write(&path, "sever = 'control'\n").unwrap();
         let error = Connection::default()
             .settings_from(&[path])

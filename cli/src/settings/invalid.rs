@@ -95,7 +95,8 @@ impl InvalidSettings {
         }
     }
 
-    pub(crate) fn hint(&self) -> Option<String> {
+    /// The next step.
+    pub(crate) fn hint(&self) -> String {
         match self {
             Self::Missing {
                 setting,
@@ -104,20 +105,18 @@ impl InvalidSettings {
             } => {
                 let variable = setting.to_uppercase();
                 let file = file.display();
-                Some(format!(
+                format!(
                     "give --{setting}, set NIGHTLATCH_{variable}, or write {setting} = \"{example}\" into {file}"
-                ))
+                )
             }
-            Self::NotAServer(_) => Some(given_by("--server")),
-            Self::Exposed { path, .. } => Some(format!("keep it to yourself: chmod 600 {}", path.display())),
-            Self::UnreadableFile { .. } => {
-                Some("check who may read it, and that it is text in UTF-8".to_string())
-            }
-            Self::Unreadable { credential, .. } => Some(format!(
+            Self::NotAServer(_) => given_by("--server"),
+            Self::Exposed { path, .. } => format!("keep it to yourself: chmod 600 {}", path.display()),
+            Self::UnreadableFile { .. } => "check who may read it, and that it is text in UTF-8".to_string(),
+            Self::Unreadable { credential, .. } => format!(
                 "check the path and who may read it: {}",
                 given_by(credential.option())
-            )),
-            Self::NotSettings { .. } => Some("it may set server, ca, cert and key, nothing else".to_string()),
+            ),
+            Self::NotSettings { .. } => "it may set server, ca, cert and key, nothing else".to_string(),
             Self::NotPem { credential, .. } => {
                 let origin = match credential {
                     Credential::Ca => "name the ca.pem of the server's state directory",
@@ -125,9 +124,9 @@ impl InvalidSettings {
                         "name the file that `nightlatch-server user issue` has made"
                     }
                 };
-                Some(format!("{origin}: {}", given_by(credential.option())))
+                format!("{origin}: {}", given_by(credential.option()))
             }
-            Self::Mismatch { .. } => Some("name the .pem and the .key that were issued together".to_string()),
+            Self::Mismatch { .. } => "name the .pem and the .key that were issued together".to_string(),
         }
     }
 }
