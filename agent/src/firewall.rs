@@ -36,7 +36,7 @@ use netlink::Netlink;
 use set::{Key, Lifetime, SetName, key_of, set_of};
 use table::Table;
 
-/// The oldest kernel that refuses split IPv6 first fragments by itself, which the gate relies on.
+/// The oldest kernel that refuses most IPv6 first fragments without their ports by itself; the table drops the rest.
 const OLDEST_KERNEL: (u32, u32) = (5, 11);
 
 /// What writing one element takes at most, so that the last one of a large batch doesn't end late either.
