@@ -242,7 +242,7 @@ async fn two_servers_never_run_over_one_state_directory() {
     assert!(
         second
             .err()
-            .is_some_and(|error| error.to_string().contains("another server"))
+            .is_some_and(|error| error.to_string().contains("another nightlatch-server works in"))
     );
     world.stop().await;
     world.start().await;
