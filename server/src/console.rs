@@ -58,6 +58,12 @@ pub enum ConsoleError {
     )]
     CopyUnreadable { path: PathBuf, source: io::Error },
     #[error(
+        "the disk has not confirmed that it has the copy of the root key at {}: say with --copy FILE where another is, or \
+         make one with `nightlatch-server root export FILE`",
+        path.display()
+    )]
+    CopyUnconfirmed { path: PathBuf, source: io::Error },
+    #[error(
         "{} is not a copy of the root key: say with --copy FILE where one is, or make another with \
          `nightlatch-server root export FILE`",
         .0.display()

@@ -1,6 +1,6 @@
 //! The root key's way off the server's host: copied, and removed once the copy is seen to be one.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::signing::SigningKey;
 use nightlatch_core::time::Timestamp;
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::unistd::Uid;
 
 use super::{Console, ConsoleError, unwritten};
@@ -38,8 +39,9 @@ pub async fn export_root(config: &ServerConfig, file: &Path, now: Timestamp) -> 
     let rest = async {
         // First of all: no copy that the log doesn't know.
         change.commit().await?;
-        let copied = copy.write_all(key.as_bytes()).and_then(|()| copy.sync_all());
-        copied.map_err(|source| ConsoleError::NotCopied {
+        let copied = copy.write_all(key.as_bytes());
+        let on_disk = copied.and_then(|()| confirm(&copy, &file));
+        on_disk.map_err(|source| ConsoleError::NotCopied {
             path: file.clone(),
             source,
         })?;
@@ -54,25 +56,47 @@ pub async fn export_root(config: &ServerConfig, file: &Path, now: Timestamp) -> 
     rest
 }
 
-/// A file of its own, or the empty one of an export that was killed.
-fn claim(file: &Path) -> io::Result<File> {
-    match create_new(file, MODE) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_left_over(file) => {
-            let nothing_else = OFlag::O_NOFOLLOW.bits();
-            OpenOptions::new()
+/// A file of its own, or the empty one of an export that was killed; in no other export's hand meanwhile.
+fn claim(file: &Path) -> io::Result<Flock<File>> {
+    let (claimed, is_new) = match create_new(file, MODE) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            // Neither another file by its name, nor one to wait for.
+            let only_this = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+            let found = OpenOptions::new()
                 .write(true)
-                .custom_flags(nothing_else)
-                .open(file)
+                .custom_flags(only_this.bits())
+                .open(file);
+            // Whatever can't be opened so is none that was left over.
+            let Ok(found) = found else { return Err(error) };
+            (found, false)
         }
-        created => created,
+        created => (created?, true),
+    };
+    let claimed =
+        Flock::lock(claimed, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => io::ErrorKind::AlreadyExists.into(),
+            other => io::Error::from(other),
+        })?;
+    // Another may have been quicker with what was new here.
+    let found = claimed.metadata()?;
+    if found.len() == 0 && found.nlink() > 0 && (is_new || is_left_over(&found)) {
+        Ok(claimed)
+    } else {
+        Err(io::ErrorKind::AlreadyExists.into())
     }
 }
 
-fn is_left_over(file: &Path) -> bool {
-    fs::symlink_metadata(file).is_ok_and(|found| {
-        let is_ours = found.uid() == Uid::effective().as_raw() && found.mode() & 0o777 == MODE;
-        found.is_file() && found.len() == 0 && is_ours
-    })
+/// Of an empty one. What has another name may be another's.
+fn is_left_over(found: &Metadata) -> bool {
+    let is_ours = found.uid() == Uid::effective().as_raw() && found.mode() & 0o777 == MODE;
+    found.is_file() && found.nlink() == 1 && is_ours
+}
+
+/// Waits until the disk has the file and its name.
+fn confirm(file: &File, path: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    let folder = path.parent().unwrap_or(path);
+    File::open(folder)?.sync_all()
 }
 
 /// Takes the root key off this host. `copy` is where a copy is, if not where it was exported to last.
@@ -134,16 +158,22 @@ fn check_copy(state: &State, copy: &Path) -> Result<(), ConsoleError> {
     if !fs::metadata(&found).map_err(unreadable)?.is_file() {
         return Err(ConsoleError::CopyDiffers(copy.to_owned()));
     }
+    let file = File::open(&found).map_err(unreadable)?;
     let mut text = String::new();
-    match File::open(&found).and_then(|file| file.take(LONGEST_COPY).read_to_string(&mut text)) {
+    match (&file).take(LONGEST_COPY).read_to_string(&mut text) {
         Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(unreadable(error)),
         _ => {}
     }
     let root = state.root_public_key()?;
     match SigningKey::from_pem(&text) {
-        Ok(key) if key.public() == root => Ok(()),
-        _ => Err(ConsoleError::CopyDiffers(copy.to_owned())),
+        Ok(key) if key.public() == root => {}
+        _ => return Err(ConsoleError::CopyDiffers(copy.to_owned())),
     }
+    // Whoever made it by hand may not have waited for the disk.
+    confirm(&file, &found).map_err(|source| ConsoleError::CopyUnconfirmed {
+        path: copy.to_owned(),
+        source,
+    })
 }
 
 /// A folder that isn't there is complained of by whoever uses it.
@@ -163,5 +193,21 @@ fn root_key(state: &State) -> Result<String, ConsoleError> {
         Ok(state.read_secret(ROOT_KEY)?)
     } else {
         Err(ConsoleError::RootRemoved)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_counts_only_where_a_disk_says_that_it_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("copy");
+        let file = create_new(&path, MODE).unwrap();
+        confirm(&file, &path).unwrap();
+        let no_folder = Path::new("/proc/self/status");
+        assert!(confirm(&file, no_folder).is_err(), "no disk has this folder");
+        assert!(confirm(&File::open(no_folder).unwrap(), &path).is_err());
     }
 }

@@ -84,6 +84,32 @@ async fn an_export_that_was_killed_can_be_repeated() {
 }
 
 #[tokio::test]
+async fn an_export_takes_over_no_file_that_another_has_in_hand() {
+    let world = World::begin().await;
+    let (config, now) = (world.config.clone(), world.clock.now());
+    let copy = world.directory.path().join("copy");
+    std::fs::write(&copy, "").unwrap();
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let linked = world.directory.path().join("linked");
+    std::fs::hard_link(&copy, &linked).unwrap();
+    assert!(
+        console::export_root(&config, &copy, now).await.is_err(),
+        "it has another name"
+    );
+    std::fs::remove_file(&linked).unwrap();
+    // As an export has it that has not written the key yet.
+    let other = std::fs::File::options().write(true).open(&copy).unwrap();
+    other.lock().unwrap();
+    assert!(
+        console::export_root(&config, &copy, now).await.is_err(),
+        "another export has it"
+    );
+    assert_eq!(std::fs::read(&copy).unwrap(), b"");
+    drop(other);
+    console::export_root(&config, &copy, now).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_removal_that_fails_is_recorded_and_can_be_repeated() {
     let world = World::begin().await;
     let (config, now) = (world.config.clone(), world.clock.now());
