@@ -323,7 +323,7 @@ impl Issuer {
         let Page { entries, next } = requests::list(&mut connection, filter, before, size).await?;
         let mut standings = Vec::with_capacity(entries.len());
         for request in entries {
-            let outcomes = requests::outcomes(&mut connection, request.id).await?;
+            let outcomes = requests::readable_outcomes(&mut connection, request.id).await?;
             let at = self.clock.now();
             standings.push(Standing {
                 request,

@@ -6,20 +6,21 @@ use std::time::Duration;
 use nightlatch_core::assignment::Generation;
 use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::ceiling::HostCeiling;
-use nightlatch_core::id::{MachineId, MachineName, RequestId};
+use nightlatch_core::id::{MachineId, MachineName, RequestId, Subject};
 use nightlatch_core::request::{Denial, DenialReason, Span};
 use nightlatch_core::rights::{Caller, Permission};
 use nightlatch_core::time::Timestamp;
+use tracing::warn;
 
 use super::bounds::{most_bytes, too_much};
 use super::deciding::decide;
 use super::{Issuer, Signed};
 use crate::audit;
+use crate::causes::in_one_line;
 use crate::refusal::{Refusal, lapsed};
 use crate::store::machines::Machine;
 use crate::store::requests::{Fate, Request};
-use crate::store::users::{self, User};
-use crate::store::{Change, StoreError, held, requests};
+use crate::store::{Change, StoreError, held, requests, users};
 
 /// Whoever asked has long turned to something else then.
 pub(super) const WAITS_AT_MOST: Duration = Duration::from_secs(24 * 3600);
@@ -121,11 +122,8 @@ impl Issuer {
         let mut may_ask = BTreeMap::new();
         for request in &waiting {
             if !may_ask.contains_key(&request.subject) {
-                let user = users::find(change.connection(), &request.subject).await?;
-                may_ask.insert(
-                    request.subject.clone(),
-                    user.is_some_and(|user| may_request(&user)),
-                );
+                let may = may_request(change, &request.subject).await?;
+                may_ask.insert(request.subject.clone(), may);
             }
             let may = may_ask.get(&request.subject).copied().unwrap_or_default();
             let fate = if bytes > longest {
@@ -229,9 +227,20 @@ impl Issuer {
     }
 }
 
-fn may_request(user: &User) -> bool {
-    let mut roles = user.roles.iter();
-    roles.any(|role| role.allows(Permission::RequestAccess))
+/// Of whom nobody can read what they may, nothing is known that they may.
+async fn may_request(change: &mut Change, subject: &Subject) -> Result<bool, StoreError> {
+    match users::find(change.connection(), subject).await {
+        Ok(user) => Ok(user.is_some_and(|user| {
+            let mut roles = user.roles.iter();
+            roles.any(|role| role.allows(Permission::RequestAccess))
+        })),
+        Err(error) if error.is_damage() => {
+            let error = in_one_line(&error);
+            warn!(%subject, error, "a person's roles can't be read, so what they wait for is denied");
+            Ok(false)
+        }
+        Err(other) => Err(other),
+    }
 }
 
 fn denied(denial: &Denial) -> Fate {

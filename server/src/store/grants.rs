@@ -6,12 +6,16 @@ use nightlatch_core::id::{GrantId, MachineId, MachineName, RequestId, Subject};
 use nightlatch_core::port::PortSpan;
 use nightlatch_core::prefix::Prefix;
 use nightlatch_core::time::Timestamp;
+use serde::de::DeserializeOwned;
 use sqlx::any::AnyRow;
+use tracing::warn;
 
 use super::connection::{Connection, sql};
 use super::held::Amount;
 use super::page::{Conditions, Page};
-use super::row::{bytes, from_number, json, maybe_text, maybe_time, parsed, time, to_json};
+use super::row::{
+    bytes, from_number, json, maybe_text, maybe_time, or_left_out, parsed, text, time, to_json,
+};
 use super::{StoreError, held, rows};
 
 /// A grant and what is known of it.
@@ -91,8 +95,8 @@ pub(super) fn read(row: &AnyRow) -> Result<Grant, StoreError> {
         machine: parsed(row, "machine")?,
         request: parsed(row, "request")?,
         subject: parsed(row, "subject")?,
-        sources: json(row, "sources")?,
-        ports: json(row, "ports")?,
+        sources: shown(row, "sources")?,
+        ports: shown(row, "ports")?,
         not_before: time(row, "not_before")?,
         not_after: time(row, "not_after")?,
         ended,
@@ -100,6 +104,18 @@ pub(super) fn read(row: &AnyRow) -> Result<Grant, StoreError> {
         closed: maybe_time(row, "closed_at")?.zip(Some(reason("close_reason")?)),
         refused: maybe_time(row, "refused_at")?.zip(Some(reason("refuse_reason")?)),
     })
+}
+
+/// What only people read of a grant: the host has it in the envelope. Its damage must keep nobody from ending it.
+fn shown<T: DeserializeOwned>(row: &AnyRow, column: &str) -> Result<Vec<T>, StoreError> {
+    let read = or_left_out(json(row, column), |error| {
+        let grant = text(row, "id").unwrap_or_default();
+        warn!(
+            grant,
+            error, "something of a grant can't be read, so it is shown without"
+        );
+    });
+    Ok(read?.unwrap_or_default())
 }
 
 pub async fn create(
@@ -154,23 +170,28 @@ const LISTED: &str = "machines.name AS machine_name, requests.wish AS wish
 pub async fn show(connection: &mut Connection, id: GrantId) -> Result<Option<Listed>, StoreError> {
     let text = format!("SELECT {COLUMNS}, grants.envelope AS envelope, {LISTED} WHERE grants.id = $1");
     let row = sql(text).bind(id.to_string()).row(connection).await?;
-    let shown = |row: &AnyRow| {
+    let whole = |row: &AnyRow| {
         Ok(Listed {
             envelope: Some(bytes(row, "envelope")?),
             ..listed(row)?
         })
     };
-    row.as_ref().map(shown).transpose()
+    row.as_ref().map(whole).transpose()
 }
 
 fn listed(row: &AnyRow) -> Result<Listed, StoreError> {
-    let wish: serde_json::Value = json(row, "wish")?;
+    let grant = read(row)?;
+    let wish: Option<serde_json::Value> = or_left_out(json(row, "wish"), |error| {
+        let (request, grant) = (grant.request, grant.id);
+        warn!(%request, %grant, error, "a request can't be read, so its grant is shown without its justification");
+    })?;
     let justification = wish
-        .get("justification")
+        .as_ref()
+        .and_then(|wish| wish.get("justification"))
         .and_then(serde_json::Value::as_str)
         .unwrap_or_default();
     Ok(Listed {
-        grant: read(row)?,
+        grant,
         machine_name: parsed(row, "machine_name")?,
         justification: justification.to_owned(),
         envelope: None,
@@ -209,23 +230,33 @@ pub async fn list(
                WHERE live.not_after > $2 AND live.closed_at IS NULL AND live.refused_at IS NULL)"
         }
     };
-    let text = format!(
+    let query = format!(
         "SELECT {COLUMNS}, {LISTED} WHERE grants.id < $1 AND {among}{} ORDER BY grants.id DESC LIMIT $3",
         conditions.sql(4)
     );
     // Greater than any id.
     let before = before.map_or_else(|| "~".to_owned(), |id| id.to_string());
-    let query = sql(text)
+    let query = sql(query)
         .bind(before)
         .bind(live_at.map_or(-1, Timestamp::micros))
         .bind(size.saturating_add(1));
     let rows = conditions.bind(query).rows(connection).await?;
-    let entries = rows.iter().map(listed).collect::<Result<_, _>>()?;
-    let weight = |entry: &Listed| {
-        let Grant { sources, ports, .. } = &entry.grant;
-        600 + entry.justification.len() + sources.len() * 45 + ports.len() * 20
+    let entry = |row: &AnyRow| {
+        let id = text(row, "id")?;
+        let read = or_left_out(listed(row), |error| {
+            warn!(grant = id, error, "a grant can't be read, so no list has it");
+        })?;
+        Ok((id, read))
     };
-    Ok(Page::cut(entries, size, "grants", |entry| entry.grant.id, weight))
+    let entries = rows.iter().map(entry).collect::<Result<_, StoreError>>()?;
+    let weight = |(_, read): &(String, Option<Listed>)| {
+        read.as_ref().map_or(0, |entry| {
+            let Grant { sources, ports, .. } = &entry.grant;
+            600 + entry.justification.len() + sources.len() * 45 + ports.len() * 20
+        })
+    };
+    let page = Page::cut(entries, size, "grants", |(id, _)| id.clone(), weight);
+    Ok(page.keep(|(_, read)| read))
 }
 
 /// Takes a grant out of the assignment before its time.

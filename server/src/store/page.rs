@@ -36,6 +36,13 @@ impl<T> Page<T> {
         let next = last.map(|last| URL_SAFE_NO_PAD.encode(format!("{list}:{}", key(last))));
         Self { entries, next }
     }
+
+    /// Only what is `kept` of each entry; the next page begins where it did.
+    pub fn keep<U>(self, kept: impl FnMut(T) -> Option<U>) -> Page<U> {
+        let Self { entries, next } = self;
+        let entries = entries.into_iter().filter_map(kept).collect();
+        Page { entries, next }
+    }
 }
 
 /// How many of the first entries make a message that clients take (4 MiB, the common default); at least one.

@@ -18,9 +18,9 @@ use super::grants::{self, Grant};
 use super::held::{self, Amount};
 use super::page::{Conditions, Page};
 use super::row::{
-    from_number, json, maybe_parsed, maybe_text, maybe_time, parsed, text, time, to_json, unreadable,
+    from_number, json, maybe_parsed, maybe_text, maybe_time, or_left_out, parsed, text, time, to_json,
+    unreadable,
 };
-use crate::causes::in_one_line;
 
 /// A request as it was accepted.
 #[derive(Clone)]
@@ -255,17 +255,13 @@ pub async fn waiting_for(
 fn readable(rows: &[AnyRow]) -> Result<Vec<Request>, StoreError> {
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {
-        match request(row) {
-            Ok(request) => found.push(request),
-            Err(error) if error.is_damage() => {
-                let (id, error) = (text(row, "id")?, in_one_line(&error));
-                warn!(
-                    request = id,
-                    error, "a request can't be read, so it goes on waiting for its machine"
-                );
-            }
-            Err(other) => return Err(other),
-        }
+        let id = text(row, "id")?;
+        found.extend(or_left_out(request(row), |error| {
+            warn!(
+                request = id,
+                error, "a request can't be read, so it goes on waiting for its machine"
+            );
+        })?);
     }
     Ok(found)
 }
@@ -330,7 +326,7 @@ pub async fn list(
     conditions.equal("subject", subject.as_ref().map(ToString::to_string));
     conditions.equal("outcomes.machine", machine.map(|id| id.to_string()));
     conditions.equal("outcomes.state", waiting_after.map(|_| "waiting".to_owned()));
-    let text = format!(
+    let query = format!(
         "SELECT DISTINCT requests.id, subject, created_at, wish
          FROM requests JOIN outcomes ON outcomes.request = requests.id
          WHERE requests.id < $1 AND requests.created_at > $3{} ORDER BY requests.id DESC LIMIT $2",
@@ -338,21 +334,24 @@ pub async fn list(
     );
     // Greater than any id.
     let before = before.map_or_else(|| "~".to_owned(), |id| id.to_string());
-    let query = sql(text)
+    let query = sql(query)
         .bind(before)
         .bind(size.saturating_add(1))
         .bind(waiting_after.map_or(i64::MIN, Timestamp::micros));
     let rows = conditions.bind(query).rows(connection).await?;
-    let entries = rows.iter().map(request).collect::<Result<_, _>>()?;
+    let listed = |row: &AnyRow| {
+        let id = text(row, "id")?;
+        let read = request(row);
+        let read = or_left_out(read, |error| {
+            warn!(request = id, error, "a request can't be read, so no list has it");
+        })?;
+        Ok((id, read))
+    };
+    let entries = rows.iter().map(listed).collect::<Result<_, StoreError>>()?;
     // Each may have 64 machines with a sentence.
-    let weight = |_: &Request| 24 * 1024;
-    Ok(Page::cut(
-        entries,
-        size,
-        "requests",
-        |entry: &Request| entry.id,
-        weight,
-    ))
+    let weight = |_: &(String, _)| 24 * 1024;
+    let page = Page::cut(entries, size, "requests", |(id, _)| id.clone(), weight);
+    Ok(page.keep(|(_, read)| read))
 }
 
 fn request(row: &AnyRow) -> Result<Request, StoreError> {
@@ -376,6 +375,30 @@ fn request(row: &AnyRow) -> Result<Request, StoreError> {
 
 /// What became of a request, in the order its machines were named.
 pub async fn outcomes(connection: &mut Connection, request: RequestId) -> Result<Vec<Outcome>, StoreError> {
+    let rows = outcome_rows(connection, request).await?;
+    rows.iter().map(outcome).collect()
+}
+
+/// For lists: without what can't be read.
+pub async fn readable_outcomes(
+    connection: &mut Connection,
+    request: RequestId,
+) -> Result<Vec<Outcome>, StoreError> {
+    let rows = outcome_rows(connection, request).await?;
+    let read = |row| {
+        or_left_out(outcome(row), |error| {
+            let machine = text(row, "outcome_machine").unwrap_or_default();
+            warn!(
+                %request, machine, error,
+                "what became of a request on a machine can't be read, so no list has it"
+            );
+        })
+        .transpose()
+    };
+    rows.iter().filter_map(read).collect()
+}
+
+async fn outcome_rows(connection: &mut Connection, request: RequestId) -> Result<Vec<AnyRow>, StoreError> {
     let text = format!(
         "SELECT outcomes.machine AS outcome_machine, outcomes.state AS outcome_state,
            outcomes.grant_id AS outcome_grant, outcomes.reason AS outcome_reason,
@@ -386,8 +409,7 @@ pub async fn outcomes(connection: &mut Connection, request: RequestId) -> Result
          WHERE outcomes.request = $1 ORDER BY outcomes.position",
         grants::COLUMNS
     );
-    let rows = sql(text).bind(request.to_string()).rows(connection).await?;
-    rows.iter().map(outcome).collect()
+    sql(text).bind(request.to_string()).rows(connection).await
 }
 
 fn outcome(row: &AnyRow) -> Result<Outcome, StoreError> {

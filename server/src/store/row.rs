@@ -10,6 +10,7 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::StoreError;
+use crate::causes::in_one_line;
 
 pub(super) fn unreadable(column: &str, why: impl Display) -> StoreError {
     StoreError::Unreadable {
@@ -80,4 +81,19 @@ pub(super) fn to_json(value: &impl Serialize) -> String {
 /// Numbers beyond 63 bits don't come up: they count microseconds or changes.
 pub(super) fn from_number(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// `None` for what is damaged, once that is `told`. It lasts, and must not keep the rest from being read.
+pub(super) fn or_left_out<T>(
+    read: Result<T, StoreError>,
+    told: impl FnOnce(&str),
+) -> Result<Option<T>, StoreError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if error.is_damage() => {
+            told(&in_one_line(&error));
+            Ok(None)
+        }
+        Err(other) => Err(other),
+    }
 }

@@ -11,6 +11,7 @@ mod bounds;
 mod commands;
 mod console;
 mod crowds;
+mod damage;
 mod ending;
 mod enrolment;
 mod host;

@@ -3,10 +3,10 @@ use nightlatch_proto::pb;
 use pb::OutcomeState::{Ended, Open, Refused, Waiting};
 
 use nightlatch_server::clock::Clock;
-use sqlx::Connection;
 use std::time::Duration;
 use tokio::time::timeout;
 
+use crate::damage::{WISH, damage};
 use crate::host::{Host, secret};
 use crate::world::{SOON, World, ask, ssh_rule, until};
 
@@ -156,19 +156,6 @@ async fn what_has_waited_too_long_is_given_up_by_a_server_that_was_started_later
     assert!(reasons.contains(&"END_PASSED".to_owned()) && reasons.contains(&"LAPSED".to_owned()));
 }
 
-/// Damages what the store holds of a request.
-async fn damage(world: &World, request: &pb::AccessRequest) {
-    sqlx::any::install_default_drivers();
-    let url = format!("sqlite://{}", world.state().path("nightlatch.db").display());
-    let mut connection = sqlx::AnyConnection::connect(&url).await.unwrap();
-    let damaged = sqlx::query("UPDATE requests SET wish = 'damaged' WHERE id = $1")
-        .bind(request.id.clone())
-        .execute(&mut connection)
-        .await
-        .unwrap();
-    assert_eq!(damaged.rows_affected(), 1);
-}
-
 #[tokio::test]
 async fn what_can_not_be_read_keeps_no_other_request_from_its_machine() {
     let world = World::begin().await;
@@ -176,7 +163,7 @@ async fn what_can_not_be_read_keeps_no_other_request_from_its_machine() {
     let host = Host::enrol(&world, "web-1").await;
     admin.set_policy("web-1", vec![ssh_rule()]).await;
     let damaged = alice.request(ask(&["web-1"], 0)).await.unwrap();
-    damage(&world, &damaged).await;
+    damage(&world, WISH, &damaged.id).await;
     // Long after, when it would be settled before anything else is asked for.
     world.clock.advance(Duration::from_secs(25 * 3600));
     let waiting = alice.request(ask(&["web-1"], 0)).await.unwrap();
@@ -192,7 +179,7 @@ async fn what_can_not_be_read_keeps_nothing_else_from_being_given_up() {
     admin.set_policy("web-1", vec![ssh_rule()]).await;
     let soon = |world: &World| ask_until(world, Duration::from_secs(3));
     let damaged = alice.request(soon(&world)).await.unwrap();
-    damage(&world, &damaged).await;
+    damage(&world, WISH, &damaged.id).await;
     let running = alice.request(soon(&world)).await.unwrap();
     until(async || alice.outcome(&running.name).await.reason == "END_PASSED").await;
     until(async || admin.clone().events_of("access.denied").await.len() == 1).await;
@@ -201,7 +188,7 @@ async fn what_can_not_be_read_keeps_nothing_else_from_being_given_up() {
     let before = alice.request(ask(&["web-1"], 0)).await.unwrap();
     let between = alice.request(ask(&["web-1"], 0)).await.unwrap();
     let after = alice.request(ask(&["web-1"], 0)).await.unwrap();
-    damage(&world, &between).await;
+    damage(&world, WISH, &between.id).await;
     world.stop().await;
     world.clock.advance(Duration::from_secs(24 * 3600));
     world.start().await;

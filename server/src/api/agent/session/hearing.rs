@@ -12,7 +12,7 @@ use nightlatch_proto::pb;
 use pb::connect_request::Message as Said;
 use pb::connect_response::Message as Answer;
 use tonic::{Code, Status};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{Course, End, Session, left};
 use crate::receipts::KEPT;
@@ -21,6 +21,9 @@ use crate::receipts::KEPT;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Reports of one connection that are written down.
 const MOST_REPORTS: u32 = 100;
+/// Messages of one connection that are mentioned although nothing is done about them. They come from a newer agent,
+/// which must be able to connect: no end would reach it otherwise.
+const MOST_UNKNOWN: u32 = 100;
 const MOST_RECEIPTS: usize = 1000;
 /// No more messages of receipts join a change that has so many. Their bytes are bounded by what flow control lets wait.
 const TOGETHER: usize = 512;
@@ -88,7 +91,13 @@ impl Session {
             }
             Some(Said::Report(report)) => self.hear_report(course, report).await,
             Some(Said::Hello(_)) => Err(InvalidField::new("hello", "comes once").into()),
-            None => Err(InvalidField::new("message", "is missing").into()),
+            None => {
+                course.unknown = course.unknown.saturating_add(1);
+                if course.unknown <= MOST_UNKNOWN {
+                    debug!(machine = %course.name, "said something that this version doesn't know");
+                }
+                Ok(())
+            }
         }
     }
 
