@@ -1,7 +1,7 @@
 //! How a machine joins: its token is spent in the same change that makes the machine.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::grant::Authority;
@@ -32,7 +32,10 @@ pub struct Enrolment {
     pub ca: Arc<CertificateAuthority>,
     pub installation: InstallationId,
     pub epoch: u64,
-    pub turned_away: Mutex<TurnedAway<Source>>,
+    /// Those whose token nobody knows.
+    pub strangers: TurnedAway<Source>,
+    /// By the hash of a token that is known.
+    pub token_holders: TurnedAway<String>,
 }
 
 /// What a host asks for when it joins.
@@ -243,10 +246,11 @@ impl Enrolment {
             Refusal::Certificate(_) => "CERTIFICATE_REQUEST_INVALID",
             _ => return Ok(()),
         };
-        // Whoever has no token at all must not be able to fill the log.
-        let leave = {
-            let mut turned_away = self.turned_away.lock().unwrap_or_else(PoisonError::into_inner);
-            turned_away.note(applicant.address.into(), now)
+        // Whoever has no token at all must not be able to fill the log, nor to hide in it those who have one.
+        let leave = if matches!(refusal, Refusal::Token(BadToken::Unknown)) {
+            self.strangers.note(applicant.address.into(), now)
+        } else {
+            self.token_holders.note(token::hash(&applicant.secret), now)
         };
         let Some(leave) = leave else {
             return Ok(());
@@ -259,7 +263,9 @@ impl Enrolment {
         let event = leave.told_in(audit::with(event, "asked_for", &applicant.name));
         let mut change = self.store.change().await?;
         change.record(&event, None);
-        change.commit().await
+        change.commit().await?;
+        leave.written();
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nightlatch_core::assignment::Generation;
 use nightlatch_core::audit::{Event, EventKind};
 use nightlatch_core::grant::{Authority, Lapsed};
-use nightlatch_core::id::{GrantId, RequestId};
+use nightlatch_core::id::{GrantId, RequestId, Subject};
 use nightlatch_core::request::Approval;
 use nightlatch_core::rights::Caller;
 use nightlatch_core::signing;
@@ -21,9 +21,7 @@ use nightlatch_proto::convert::access::{Asked, Repeatable};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::deciding::{
-    accept, check_sources, decide_all, deny, described, in_words, listed, record_denials, resolve,
-};
+use self::deciding::{accept, check_sources, decide_all, deny, described, in_words, listed, resolve};
 use crate::audit;
 use crate::clock::Clock;
 use crate::fleet::{Fleet, News};
@@ -34,6 +32,7 @@ use crate::store::machines::Machine;
 use crate::store::page::Page;
 use crate::store::requests::{Fate, Outcome, Request};
 use crate::store::{Change, Store, StoreError, assignments, grants, machines, requests};
+use crate::turned_away::{Leave, TurnedAway};
 
 pub use bounds::Bounds;
 pub use ending::Whose;
@@ -49,6 +48,8 @@ pub struct Issuer {
     pub clock: Arc<dyn Clock>,
     pub bounds: Bounds,
     pub patience: Patience,
+    /// By who asked: nobody may fill the log, and with it the disk, by asking in vain.
+    pub denied: TurnedAway<Subject>,
     /// Nobody is kept waiting then.
     pub stopping: CancellationToken,
 }
@@ -158,8 +159,9 @@ impl Issuer {
                 })
             }
             Err(denied) => {
-                record_denials(&mut change, caller, &request, &denied, now);
+                let leaves = self.record_denials(&mut change, caller, &request, &denied, now);
                 change.commit().await?;
+                leaves.into_iter().for_each(Leave::written);
                 Err(Refusal::Denied(denied))
             }
         }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nightlatch_core::grant::Authority;
@@ -50,6 +50,7 @@ use crate::policies::Policies;
 use crate::state::{DATABASE, SERVER_CERTIFICATE, SERVER_KEY, State, StateError};
 use crate::store::installation::Installation;
 use crate::store::{Store, StoreError};
+use crate::turned_away::{self, TurnedAway};
 use renewal::certificate;
 
 mod renewal;
@@ -200,6 +201,7 @@ impl Server {
             clock: self.clock.clone(),
             bounds: self.limits.grants,
             patience: Patience::default(),
+            denied: TurnedAway::new(turned_away::OF_DENIED),
             stopping: stopping.clone(),
         });
         let giving_up = issuer.clone();
@@ -270,7 +272,8 @@ impl Server {
             ca: self.ca.clone(),
             installation: self.installation,
             epoch,
-            turned_away: Mutex::default(),
+            strangers: TurnedAway::new(turned_away::OF_STRANGERS),
+            token_holders: TurnedAway::new(turned_away::OF_KNOWN),
         };
         let enrollment = Enrollment {
             enrolment: Arc::new(enrolment),
@@ -343,7 +346,7 @@ impl Server {
             listener,
             passing: Passing::new(stopping.clone()),
             clock: self.clock.clone(),
-            turned_away: Mutex::default(),
+            turned_away: TurnedAway::new(turned_away::OF_KNOWN),
         };
         let seconds = Duration::from_secs;
         let (alive_every, alive_within, calls) = match listener {

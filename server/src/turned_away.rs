@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nightlatch_core::audit::Event;
@@ -9,16 +11,37 @@ use nightlatch_core::time::Timestamp;
 
 use crate::audit;
 
-/// What is written down in a [`WINDOW`]: so many calls of one caller, and those of so many callers.
-const MOST_EACH: u32 = 10;
-const MOST_CALLERS: usize = 100;
 const WINDOW: Duration = Duration::from_secs(3600);
+
+/// What is written down in an hour: so much of each, and that of so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Most {
+    pub each: u32,
+    pub callers: usize,
+}
+
+/// Of whoever may come, by what they come with or from.
+pub const OF_STRANGERS: Most = Most {
+    each: 10,
+    callers: 100,
+};
+/// Of those who were let this far by a certificate or a token, and are only so many.
+pub const OF_KNOWN: Most = Most {
+    each: 10,
+    callers: 1000,
+};
+/// Of people's denied requests, an event for each machine.
+pub const OF_DENIED: Most = Most {
+    each: 200,
+    callers: 1000,
+};
 
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct TurnedAway<C> {
-    callers: BTreeMap<C, Written>,
-    unwritten: u64,
+    most: Most,
+    callers: Mutex<BTreeMap<C, Written>>,
+    unwritten: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -27,49 +50,61 @@ struct Written {
     count: u32,
 }
 
-/// Leave to write one down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leave {
+/// Leave to write one down. Unless that is [`Self::written`], it counts as one that is not.
+#[derive(Debug)]
+pub struct Leave<'a> {
+    all_unwritten: &'a AtomicU64,
     /// How many were not since the last that was, whoever called.
     unwritten: u64,
-}
-
-impl<C> Default for TurnedAway<C> {
-    fn default() -> Self {
-        Self {
-            callers: BTreeMap::new(),
-            unwritten: 0,
-        }
-    }
+    is_written: bool,
 }
 
 impl<C: Ord> TurnedAway<C> {
+    pub const fn new(most: Most) -> Self {
+        Self {
+            most,
+            callers: Mutex::new(BTreeMap::new()),
+            unwritten: AtomicU64::new(0),
+        }
+    }
+
     /// One more call. `None`: it is only counted.
-    pub fn note(&mut self, caller: C, now: Timestamp) -> Option<Leave> {
-        // A clock that was set back must not make anybody wait for it.
-        let counts = |written: &Written| written.since <= now && now.since(written.since) < WINDOW;
-        self.callers.retain(|_, written| counts(written));
-        let has_room = self.callers.len() < MOST_CALLERS;
-        match self.callers.entry(caller) {
-            Entry::Vacant(new) if has_room => {
-                new.insert(Written { since: now, count: 1 });
-            }
-            Entry::Occupied(mut known) if known.get().count < MOST_EACH => known.get_mut().count += 1,
-            Entry::Vacant(_) | Entry::Occupied(_) => {
-                self.unwritten = self.unwritten.saturating_add(1);
-                return None;
-            }
+    pub fn note(&self, caller: C, now: Timestamp) -> Option<Leave<'_>> {
+        if !self.has_room(caller, now) {
+            self.unwritten.fetch_add(1, Ordering::Relaxed);
+            return None;
         }
         Some(Leave {
-            unwritten: std::mem::take(&mut self.unwritten),
+            all_unwritten: &self.unwritten,
+            unwritten: self.unwritten.swap(0, Ordering::Relaxed),
+            is_written: false,
         })
+    }
+
+    fn has_room(&self, caller: C, now: Timestamp) -> bool {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        // A clock that was set back must not make anybody wait for it.
+        let counts = |written: &Written| written.since <= now && now.since(written.since) < WINDOW;
+        callers.retain(|_, written| counts(written));
+        let has_place = callers.len() < self.most.callers;
+        match callers.entry(caller) {
+            Entry::Vacant(new) if has_place => {
+                new.insert(Written { since: now, count: 1 });
+                true
+            }
+            Entry::Occupied(mut known) if known.get().count < self.most.each => {
+                known.get_mut().count += 1;
+                true
+            }
+            Entry::Vacant(_) | Entry::Occupied(_) => false,
+        }
     }
 }
 
-impl Leave {
+impl Leave<'_> {
     /// The event, with how many have none.
     #[must_use]
-    pub fn told_in(self, mut event: Event) -> Event {
+    pub fn told_in(&self, mut event: Event) -> Event {
         if self.unwritten == 0 {
             return event;
         }
@@ -78,6 +113,20 @@ impl Leave {
             event.message, self.unwritten
         );
         audit::with(event, "unwritten", self.unwritten)
+    }
+
+    /// It is in the log.
+    pub fn written(mut self) {
+        self.is_written = true;
+    }
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        if !self.is_written {
+            let also_this = self.unwritten.saturating_add(1);
+            self.all_unwritten.fetch_add(also_this, Ordering::Relaxed);
+        }
     }
 }
 
@@ -90,24 +139,27 @@ mod tests {
         Timestamp::from_micros(1_795_348_800_000_000 + second * 1_000_000).unwrap()
     }
 
-    fn written<C: Ord>(
-        turned_away: &mut TurnedAway<C>,
-        callers: impl Iterator<Item = C>,
-        second: i64,
-    ) -> usize {
+    /// How many were not written before this one, if this one is.
+    fn write<C: Ord>(turned_away: &TurnedAway<C>, caller: C, second: i64) -> Option<u64> {
+        let leave = turned_away.note(caller, at(second))?;
+        let unwritten = leave.unwritten;
+        leave.written();
+        Some(unwritten)
+    }
+
+    fn written<C: Ord>(turned_away: &TurnedAway<C>, callers: impl Iterator<Item = C>, second: i64) -> usize {
         callers
-            .filter_map(|caller| turned_away.note(caller, at(second)))
+            .filter_map(|caller| write(turned_away, caller, second))
             .count()
     }
 
     #[test]
     fn of_one_caller_so_many_are_written_an_hour_and_the_next_says_how_many_were_not() {
-        let mut turned_away = TurnedAway::default();
-        assert_eq!(written(&mut turned_away, ["alice"; 1000].into_iter(), 0), 10);
-        assert_eq!(turned_away.note("bob", at(1)), Some(Leave { unwritten: 990 }));
-        assert_eq!(turned_away.note("alice", at(3599)), None);
+        let turned_away = TurnedAway::new(OF_STRANGERS);
+        assert_eq!(written(&turned_away, ["alice"; 1000].into_iter(), 0), 10);
+        assert_eq!(write(&turned_away, "bob", 1), Some(990));
+        assert_eq!(write(&turned_away, "alice", 3599), None);
         let leave = turned_away.note("alice", at(3600)).unwrap();
-        assert_eq!(leave, Leave { unwritten: 1 });
         let event = Event::new(at(0), EventKind::CallRefused, String::new(), "refused".to_owned());
         let event = leave.told_in(event);
         assert_eq!(
@@ -118,20 +170,32 @@ mod tests {
     }
 
     #[test]
+    fn what_could_not_be_written_is_told_by_the_next_that_is() {
+        let turned_away = TurnedAway::new(OF_STRANGERS);
+        assert_eq!(written(&turned_away, ["alice"; 15].into_iter(), 0), 10);
+        drop(turned_away.note("bob", at(1)));
+        let (first, second) = (turned_away.note("bob", at(1)), turned_away.note("bob", at(1)));
+        assert_eq!(second.as_ref().map(|leave| leave.unwritten), Some(0));
+        drop((first, second));
+        assert_eq!(write(&turned_away, "bob", 1), Some(5 + 3));
+        assert_eq!(write(&turned_away, "bob", 1), Some(0));
+    }
+
+    #[test]
     fn however_many_call_what_is_written_has_a_bound() {
-        let mut turned_away = TurnedAway::default();
+        let turned_away = TurnedAway::new(OF_STRANGERS);
         for round in 0..20 {
             let most = if round < 10 { 100 } else { 0 };
-            assert_eq!(written(&mut turned_away, 0..5000, round), most);
+            assert_eq!(written(&turned_away, 0..5000, round), most);
         }
-        assert_eq!(turned_away.callers.len(), 100);
-        assert_eq!(written(&mut turned_away, 0..5000, 3600), 100);
+        assert_eq!(turned_away.callers.lock().unwrap().len(), 100);
+        assert_eq!(written(&turned_away, 0..5000, 3600), 100);
     }
 
     #[test]
     fn a_clock_that_was_set_back_keeps_nobody_from_being_written_down() {
-        let mut turned_away = TurnedAway::default();
-        assert_eq!(written(&mut turned_away, ["alice"; 20].into_iter(), 100_000), 10);
-        assert_eq!(written(&mut turned_away, ["alice"; 20].into_iter(), 0), 10);
+        let turned_away = TurnedAway::new(OF_STRANGERS);
+        assert_eq!(written(&turned_away, ["alice"; 20].into_iter(), 100_000), 10);
+        assert_eq!(written(&turned_away, ["alice"; 20].into_iter(), 0), 10);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use nightlatch_core::audit::EventKind;
@@ -44,7 +44,8 @@ pub struct Door {
     pub listener: Listener,
     pub passing: Passing,
     pub clock: Arc<dyn Clock>,
-    pub turned_away: Mutex<TurnedAway<Subject>>,
+    /// By who called which method: what harms nobody hides nothing else.
+    pub turned_away: TurnedAway<(Subject, String)>,
 }
 
 /// A machine's agent, as its certificate says.
@@ -122,13 +123,13 @@ impl Door {
             return;
         }
         let now = self.clock.now();
-        let leave = {
-            let mut turned_away = self.turned_away.lock().unwrap_or_else(PoisonError::into_inner);
-            turned_away.note(caller.subject.clone(), now)
-        };
+        let method = method.trim_start_matches('/');
+        let leave = self
+            .turned_away
+            .note((caller.subject.clone(), method.to_owned()), now);
         let Some(leave) = leave else { return };
         let event = audit::by(caller, now, EventKind::CallRefused, problem.message);
-        let event = audit::with(event, "method", method.trim_start_matches('/'));
+        let event = audit::with(event, "method", method);
         let needed = problem.metadata.get("permission").map(String::as_str);
         let event = audit::with(event, "permission", needed.unwrap_or_default());
         let mut event = leave.told_in(event);
@@ -138,8 +139,9 @@ impl Door {
             change.record(&event, Some(&caller.subject));
             change.commit().await
         };
-        if let Err(error) = written.await {
-            warn!(error = %in_one_line(&error), "a refused call can't be written down");
+        match written.await {
+            Ok(()) => leave.written(),
+            Err(error) => warn!(error = %in_one_line(&error), "a refused call can't be written down"),
         }
     }
 

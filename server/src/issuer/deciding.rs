@@ -14,10 +14,12 @@ use nightlatch_proto::convert::InvalidField;
 use nightlatch_proto::convert::access::{Source, Wish};
 use nightlatch_proto::convert::resource::MachineRef;
 
+use super::Issuer;
 use crate::refusal::{Denied, Refusal};
 use crate::store::machines::Machine;
 use crate::store::requests::Request;
 use crate::store::{Change, machines};
+use crate::turned_away::Leave;
 use crate::{audit, id};
 
 pub(super) fn accept(caller: &Caller, wish: Wish, now: Timestamp) -> Request {
@@ -125,22 +127,47 @@ pub(super) fn deny(position: u64, machine: &Machine, denial: Denial) -> Refusal 
     }])
 }
 
-pub(super) fn record_denials(
-    change: &mut Change,
-    caller: &Caller,
-    request: &Request,
-    denied: &[Denied],
-    now: Timestamp,
-) {
-    for refused in denied {
-        let event = audit::by(caller, now, EventKind::AccessDenied, refused.denial.to_string());
-        let mut event = described(audit::about(event, refused.machine, &refused.name), request);
-        event.reason = Some(refused.denial.reason.code().to_owned());
-        // The request isn't kept: nobody could look it up.
-        event.request = None;
-        let event = audit::with(event, "field", refused.field());
-        change.record(&event, Some(&caller.subject));
+impl Issuer {
+    /// Writes denials down, within bounds, and gives what to hold until they are on disk.
+    pub(super) fn record_denials(
+        &self,
+        change: &mut Change,
+        caller: &Caller,
+        request: &Request,
+        denied: &[Denied],
+        now: Timestamp,
+    ) -> Vec<Leave<'_>> {
+        let mut leaves = Vec::new();
+        for refused in denied {
+            let Some(leave) = self.denied.note(caller.subject.clone(), now) else {
+                continue;
+            };
+            let message = shortened(refused.denial.to_string());
+            let event = audit::by(caller, now, EventKind::AccessDenied, message);
+            let event = audit::about(event, refused.machine, &refused.name);
+            let mut event = leave.told_in(described(event, request));
+            event.reason = Some(refused.denial.reason.code().to_owned());
+            // The request isn't kept: nobody could look it up.
+            event.request = None;
+            for value in event.details.values_mut() {
+                *value = shortened(std::mem::take(value));
+            }
+            let event = audit::with(event, "field", refused.field());
+            change.record(&event, Some(&caller.subject));
+            leaves.push(leave);
+        }
+        leaves
     }
+}
+
+/// The answer has it in full.
+fn shortened(mut text: String) -> String {
+    const MOST_CHARACTERS: usize = 500;
+    if let Some((end, _)) = text.char_indices().nth(MOST_CHARACTERS) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// `22/tcp from 192.0.2.2/32 for PT1H: disk full`

@@ -476,5 +476,18 @@ async fn calls_that_their_caller_may_not_make_are_written_down_within_bounds() {
         let events = bob.audit.list_events(pb::ListEventsRequest::default()).await;
         assert!(events.is_err());
     }
-    assert_eq!(admin.events_of("call.refused").await.len(), 10);
+    assert_eq!(admin.events_of("call.refused").await.len(), 11);
+    // Harmless ones hide no others.
+    let revoke = pb::RevokeGrantRequest {
+        name: "grants/00000000-0000-0000-0000-000000000000".to_owned(),
+        ..Default::default()
+    };
+    for _ in 0..20 {
+        assert!(bob.access.revoke_grant(revoke.clone()).await.is_err());
+    }
+    let refused = admin.events_of("call.refused").await;
+    let revokes = refused
+        .iter()
+        .filter(|event| event.details["method"].ends_with("RevokeGrant"));
+    assert_eq!(revokes.count(), 10);
 }

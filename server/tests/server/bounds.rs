@@ -128,3 +128,41 @@ async fn more_than_is_signed_in_one_change_opens_all_the_same() {
     };
     until(async || open().await == COUNT).await;
 }
+
+#[tokio::test]
+async fn what_is_written_down_of_one_persons_denials_has_a_bound() {
+    let (_world, mut alice, mut admin) = {
+        let world = World::begin().await;
+        for machine in ["web-1", "web-2", "web-3"] {
+            Host::enrol(&world, machine).await;
+        }
+        let (alice, admin) = world.two_people().await;
+        (world, alice, admin)
+    };
+    let allowed_sources: Vec<_> = (0..256).map(|part| format!("198.51.{part}.0/24")).collect();
+    let rule = pb::PortRule {
+        allowed_sources,
+        ..ssh_rule()
+    };
+    admin.set_policy("web-1", vec![rule]).await;
+    let mut call = ask(&["web-1"], 0);
+    call.access_request.as_mut().unwrap().sources =
+        (1..=32).map(|part| format!("192.0.2.{part}/32")).collect();
+    let answer = alice.request(call).await.unwrap_err();
+    assert!(answer.message.len() > 3000, "{}", answer.message);
+    let denied = admin.events_of("access.denied").await.remove(0);
+    assert!(denied.json.len() < 2500, "{denied:?}");
+    assert_eq!(denied.reason, "SOURCE_NOT_ALLOWED");
+
+    for _ in 0..110 {
+        let denied = alice.request(ask(&["web-2", "web-3"], 0)).await.unwrap_err();
+        assert_eq!(denied.reason, "NO_POLICY");
+    }
+    let denied = admin.events_of("access.denied").await;
+    assert_eq!(denied.len(), 200);
+    // Others' are written all the same.
+    assert!(admin.request(ask(&["web-2"], 0)).await.is_err());
+    let denied = admin.events_of("access.denied").await;
+    assert_eq!(denied.len(), 201);
+    assert_eq!(denied[200].details["unwritten"], "21");
+}

@@ -129,6 +129,32 @@ async fn whoever_comes_without_a_token_that_counts_is_written_down_within_bounds
 }
 
 #[tokio::test]
+async fn those_without_a_token_keep_no_refusal_of_a_tokens_holder_out_of_the_log() {
+    let world = World::begin().await;
+    Host::enrol(&world, "web-1").await;
+    for _ in 0..20 {
+        refused(Host::enrol_with(&world, "web-1", "not-a-token").await);
+    }
+    let (first, second) = (
+        secret(&world, None, false).await,
+        secret(&world, None, false).await,
+    );
+    for _ in 0..20 {
+        refused(Host::enrol_with(&world, "web-1", &first).await);
+    }
+    refused(Host::enrol_with(&world, "web-1", &second).await);
+    let mut admin = world.client(&world.admin()).await;
+    let events = admin.events_of("machine.refused").await;
+    let count = |reason: &str| events.iter().filter(|event| event.reason == reason).count();
+    assert_eq!(
+        (count("TOKEN_INVALID"), count("NAME_TAKEN")),
+        (10, 11),
+        "of strangers, and of each token"
+    );
+    assert_eq!(events.last().unwrap().details["unwritten"], "10");
+}
+
+#[tokio::test]
 async fn a_taken_name_is_refused_unless_the_token_may_replace_the_machine() {
     let world = World::begin().await;
     let (mut alice, mut admin) = world.two_people().await;
