@@ -29,6 +29,11 @@ pub enum Refusal {
     UnknownGrant(GrantId),
     #[error("there is no access request {0}")]
     UnknownRequest(RequestId),
+    #[error(
+        "the access request {request} is not for the machine `{machine}`: \
+         `nightlatch grant show accessRequests/{request}` shows what it is for"
+    )]
+    NotForMachine { request: RequestId, machine: MachineRef },
     #[error("the machine {0} has no policy")]
     NoPolicy(MachineName),
     #[error("{}", in_words(.0))]

@@ -177,7 +177,10 @@ impl Client {
     }
 
     pub(crate) async fn cancel_access_request(&self, name: String) -> Result<RequestRecord, Failure> {
-        let message = pb::CancelAccessRequestRequest { name };
+        let message = pb::CancelAccessRequestRequest {
+            name,
+            machine: String::new(),
+        };
         Ok(self
             .within(
                 ANSWER,

@@ -156,10 +156,12 @@ impl AccessService for Access {
         request: Request<pb::CancelAccessRequestRequest>,
     ) -> Result<Response<pb::AccessRequest>, Status> {
         let caller = caller(&request)?;
-        let pb::CancelAccessRequestRequest { name } = request.into_inner();
+        let pb::CancelAccessRequestRequest { name, machine } = request.into_inner();
         let id = read_request("name", &name)?;
+        let machine = (!machine.is_empty()).then(|| read_machine("machine", &machine));
+        let machine = machine.transpose()?;
         let (issuer, now) = (self.issuer.clone(), self.issuer.clock.now());
-        carried_through(async move { issuer.withdraw(&caller, id, now).await }).await?;
+        carried_through(async move { issuer.withdraw(&caller, id, machine, now).await }).await?;
         let standing = self.issuer.standing(id).await?;
         Ok(Response::new(shown::access_request(standing, &self.issuer.fleet)))
     }

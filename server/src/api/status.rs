@@ -34,6 +34,11 @@ impl From<Refusal> for Status {
             Refusal::UnknownRequest(_) => {
                 problem(Code::NotFound, "ACCESS_REQUEST_UNKNOWN").at("name", &message)
             }
+            Refusal::NotForMachine { machine, .. } => {
+                problem(Code::InvalidArgument, "MACHINE_NOT_IN_REQUEST")
+                    .at("machine", &message)
+                    .with("machine", machine.to_string())
+            }
             Refusal::NoPolicy(machine) => problem(Code::NotFound, "NO_POLICY")
                 .at("name", &message)
                 .with("machine", machine.as_str()),

@@ -10,6 +10,7 @@ use nightlatch_core::id::{MachineId, MachineName, RequestId, Subject};
 use nightlatch_core::request::{Denial, DenialReason, Span};
 use nightlatch_core::rights::{Caller, Permission};
 use nightlatch_core::time::Timestamp;
+use nightlatch_proto::convert::resource::MachineRef;
 use tracing::warn;
 
 use super::bounds::{most_bytes, too_much};
@@ -19,7 +20,7 @@ use crate::audit;
 use crate::causes::in_one_line;
 use crate::refusal::{Refusal, lapsed};
 use crate::store::machines::Machine;
-use crate::store::requests::{Fate, Request};
+use crate::store::requests::{Fate, Outcome, Request};
 use crate::store::{Change, StoreError, held, requests, users};
 
 /// Whoever asked has long turned to something else then.
@@ -194,12 +195,18 @@ impl Issuer {
         Ok(signed.map_err(|error| denied(&lapsed(error, now))))
     }
 
-    /// Withdraws a request where it still waits: the caller's own, or anyone's by whoever may revoke grants.
-    /// Elsewhere nothing changes.
+    /// Withdraws a request where it still waits, or on one of its machines only: the caller's own, or anyone's by
+    /// whoever may revoke grants. Elsewhere nothing changes.
     ///
     /// # Errors
-    /// No such request that the caller may withdraw, a store that doesn't answer.
-    pub async fn withdraw(&self, caller: &Caller, id: RequestId, now: Timestamp) -> Result<(), Refusal> {
+    /// No such request that the caller may withdraw, one that isn't for the machine, a store that doesn't answer.
+    pub async fn withdraw(
+        &self,
+        caller: &Caller,
+        id: RequestId,
+        machine: Option<MachineRef>,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
         let mut change = self.store.change().await?;
         let request = requests::find(change.connection(), id).await?;
         let request = request
@@ -213,7 +220,13 @@ impl Issuer {
         let withdrawn = Fate::Withdrawn {
             message: message.clone(),
         };
-        let outcomes = requests::outcomes(change.connection(), id).await?;
+        let mut outcomes = requests::outcomes(change.connection(), id).await?;
+        if let Some(machine) = machine {
+            outcomes.retain(|outcome| is_on(outcome, &machine));
+            if outcomes.is_empty() {
+                return Err(Refusal::NotForMachine { request: id, machine });
+            }
+        }
         for outcome in outcomes.iter().filter(|outcome| outcome.fate == Fate::Waiting) {
             requests::settle(change.connection(), &request, outcome.machine, &withdrawn).await?;
             let event = audit::by(caller, now, EventKind::AccessWithdrawn, message.clone());
@@ -224,6 +237,13 @@ impl Issuer {
         change.commit().await?;
         self.fleet.tell_of(&[id]);
         Ok(())
+    }
+}
+
+fn is_on(outcome: &Outcome, machine: &MachineRef) -> bool {
+    match machine {
+        MachineRef::Id(id) => outcome.machine == *id,
+        MachineRef::Name(name) => outcome.machine_name == *name,
     }
 }
 

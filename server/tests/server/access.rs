@@ -133,6 +133,7 @@ async fn what_waits_can_be_withdrawn_and_lapses_after_a_day() {
     let withdrawn = alice.request(ask(&["web-1"], 0)).await.unwrap();
     let cancel = pb::CancelAccessRequestRequest {
         name: withdrawn.name.clone(),
+        machine: String::new(),
     };
     let mut bob = world
         .client(

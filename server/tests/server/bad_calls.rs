@@ -109,7 +109,10 @@ async fn a_name_that_names_nothing_is_refused_by_every_call() {
             code,
             "name",
         ));
-        let cancel = pb::CancelAccessRequestRequest { name };
+        let cancel = pb::CancelAccessRequestRequest {
+            name,
+            machine: String::new(),
+        };
         all.push(refused(
             &format!("CancelAccessRequest {id}"),
             access.cancel_access_request(cancel).await,

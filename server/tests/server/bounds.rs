@@ -95,7 +95,10 @@ async fn what_waits_counts_until_it_is_withdrawn_or_has_lapsed() {
     assert_eq!(waiting.outcomes[0].state(), Waiting);
     let refused = alice.request(ask(&["web-1"], 0)).await.unwrap_err();
     assert_eq!(refused.reason, "TOO_MANY_OWN_GRANTS");
-    let cancel = pb::CancelAccessRequestRequest { name: waiting.name };
+    let cancel = pb::CancelAccessRequestRequest {
+        name: waiting.name,
+        machine: String::new(),
+    };
     alice.access.cancel_access_request(cancel).await.unwrap();
     let lapsing = alice.request(ask(&["web-1"], 0)).await.unwrap();
     world.clock.advance(Duration::from_secs(24 * 3600));

@@ -5,10 +5,11 @@ use pb::OutcomeState::{Ended, Open, Refused, Waiting};
 use nightlatch_server::clock::Clock;
 use std::time::Duration;
 use tokio::time::timeout;
+use tonic::Code;
 
 use crate::damage::{WISH, damage};
 use crate::host::{Host, secret};
-use crate::world::{SOON, World, ask, ssh_rule, until};
+use crate::world::{SOON, World, ask, problem, ssh_rule, until};
 
 #[tokio::test]
 async fn what_waits_is_not_signed_for_whoever_may_no_longer_ask() {
@@ -36,7 +37,10 @@ async fn whoever_may_revoke_grants_may_withdraw_what_waits() {
     let mut carol = world
         .client(&world.person("carol", &[Role::Approver]).await)
         .await;
-    let call = pb::CancelAccessRequestRequest { name: request.name };
+    let call = pb::CancelAccessRequestRequest {
+        name: request.name,
+        machine: String::new(),
+    };
     let withdrawn = carol
         .access
         .cancel_access_request(call)
@@ -49,6 +53,46 @@ async fn whoever_may_revoke_grants_may_withdraw_what_waits() {
     assert!(alice.waiting().await.is_empty());
     let event = admin.events_of("access.withdrawn").await.remove(0);
     assert_eq!(event.actor, "person/carol");
+}
+
+#[tokio::test]
+async fn a_request_is_withdrawn_on_one_machine_alone_and_names_what_is_signed_elsewhere() {
+    let world = World::begin().await;
+    let (mut alice, mut admin) = world.two_people().await;
+    let mut hosts = Vec::new();
+    for name in ["web-1", "web-2", "web-3"] {
+        hosts.push(Host::enrol(&world, name).await);
+        admin.set_policy(name, vec![ssh_rule()]).await;
+    }
+    let request = alice.request(ask(&["web-1", "web-2", "web-3"], 0)).await.unwrap();
+    let cancel = |machine: &str| pb::CancelAccessRequestRequest {
+        name: request.name.clone(),
+        machine: machine.to_owned(),
+    };
+    for machine in ["machines/web-9", "web-1"] {
+        let refused = alice.access.cancel_access_request(cancel(machine)).await;
+        let problem = problem(&refused.unwrap_err());
+        assert!(
+            problem.code == Code::InvalidArgument && problem.field() == Some("machine"),
+            "{problem:?}"
+        );
+    }
+    assert_eq!(alice.waiting().await.len(), 1);
+    let _attending = hosts.remove(0).attend(&world).await;
+    until(async || alice.outcome(&request.name).await.state() == Open).await;
+    let by_id = request.outcomes[1].machine.clone();
+    for (machine, states) in [
+        ("machines/web-1", [Open, Waiting, Waiting]),
+        (by_id.as_str(), [Open, Ended, Waiting]),
+        ("", [Open, Ended, Ended]),
+    ] {
+        let call = cancel(machine);
+        let answer = alice.access.cancel_access_request(call).await.unwrap();
+        let outcomes = answer.into_inner().outcomes;
+        let found: Vec<_> = outcomes.iter().map(pb::Outcome::state).collect();
+        assert_eq!(found, states, "{machine}");
+        assert!(outcomes[0].grant.starts_with("grants/"), "{machine}");
+    }
 }
 
 #[tokio::test]
