@@ -1,19 +1,21 @@
 //! `nightlatch done` and `nightlatch revoke`: end grants before their time.
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use clap::Args;
-use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::client::Client;
 use crate::client::calls::{GrantFilter, RequestFilter};
-use crate::failure::{Exit, Failure, SHOWS_GRANTS};
-use crate::grants::{end_verdict, table};
+use crate::client::refusal::Refusal;
+use crate::ended::{self, Ended, Withdrawal};
+use crate::failure::{Exit, Failure};
+use crate::grants::table;
 use crate::naming::{MachineRef, Target, request_resource};
-use crate::output::{self, Output, printable};
-use crate::record::{ErrorRecord, GrantRecord, GrantState, RequestRecord};
+use crate::output::Output;
+use crate::record::{GrantRecord, RequestRecord};
 use crate::requests;
 use crate::settings::Connection;
 use crate::spinner::Spinner;
@@ -42,14 +44,16 @@ Examples:
 Exit codes: 0 ended, 1 refused or failed, 2 usage, 3 ended, but the host is away and runs it to its end,
 4 done, but the result could not be written.";
 
-/// End your own grants early, and withdraw requests that still wait.
+/// End your own grants early, and withdraw what still waits.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = DONE_EXAMPLES)]
 pub(crate) struct Done {
-    /// Grants to end, or requests to withdraw (accessRequests/ID). Without any: all of yours.
+    /// Grants to end, or requests (accessRequests/ID): withdrawn where they wait, their grants ended. Without any: all
+    /// of yours.
     #[arg(value_name = "GRANT")]
     targets: Vec<Target>,
-    /// Only on this machine. Without GRANT: all of yours there; with it: those, which must be there.
+    /// Only on this machine. Without GRANT: all of yours there; with it: those, which must be there;
+    /// of a request, its part there.
     #[arg(long, short, value_name = "MACHINE")]
     machine: Option<MachineRef>,
     /// At a terminal, don't ask before all that is yours is ended.
@@ -60,12 +64,12 @@ pub(crate) struct Done {
     timeout: Duration,
 }
 
-/// End anyone's grants early, and withdraw anyone's requests that still wait.
+/// End anyone's grants early, and withdraw what still waits.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = REVOKE_EXAMPLES)]
 pub(crate) struct Revoke {
-    /// Ids of grants: whole, as grants/ID, or at least the first eight characters. Requests to withdraw:
-    /// accessRequests/ID.
+    /// Ids of grants: whole, as grants/ID, or at least the first eight characters. Requests,
+    /// accessRequests/ID: withdrawn where they wait, their grants ended.
     #[arg(required = true, value_name = "GRANT")]
     targets: Vec<Target>,
     /// How long to wait for the hosts, a minute at most.
@@ -80,48 +84,69 @@ enum Right {
     Anyones,
 }
 
-/// What was ended or withdrawn.
-enum Ended {
-    Grant(Box<GrantRecord>),
-    Request(Box<RequestRecord>),
+/// How everything that is named is ended.
+#[derive(Clone)]
+struct How {
+    right: Right,
+    /// Only there.
+    machine: Option<MachineRef>,
+    wait: Duration,
 }
 
 pub(crate) async fn done(done: Done, connection: &Connection, output: &Output) -> Result<Exit, Failure> {
     let client = Client::connect(connection).await?;
-    let names = if done.targets.is_empty() {
+    let (names, unlisted) = if done.targets.is_empty() {
         all_own(&client, &done, output).await?
     } else {
         let names = names(&client, &done.targets).await?;
         if let Some(machine) = &done.machine {
             check_all_on(&client, &names, machine).await?;
         }
-        names
+        (names, None)
     };
-    end(&client, names, Right::Own, done.timeout, output).await
+    let how = How {
+        right: Right::Own,
+        machine: done.machine,
+        wait: done.timeout,
+    };
+    let mut results = end(&client, names, how).await?;
+    results.extend(unlisted.map(Err));
+    ended::show(results, output)
 }
 
-/// The caller's live grants and waiting requests, after a question to whoever sits there.
-async fn all_own(client: &Client, done: &Done, output: &Output) -> Result<Vec<String>, Failure> {
-    let filter = GrantFilter {
-        machine: done.machine.clone(),
-        live_only: true,
-        own_only: true,
-    };
-    let grants = client.grants(&filter, usize::MAX).await?.items;
+/// The caller's live grants and waiting requests, after a question to whoever sits there; with them, why one of the two
+/// lists can't be had.
+async fn all_own(
+    client: &Client,
+    done: &Done,
+    output: &Output,
+) -> Result<(Vec<String>, Option<Failure>), Failure> {
     let filter = RequestFilter {
         machine: done.machine.clone(),
         waiting_only: true,
         own_only: true,
     };
-    let waiting = client.access_requests(&filter, usize::MAX).await?.items;
+    // First, so that what is signed in between is among the grants.
+    let waiting = client.access_requests(&filter, usize::MAX).await;
+    let filter = GrantFilter {
+        machine: done.machine.clone(),
+        live_only: true,
+        own_only: true,
+    };
+    let grants = client.grants(&filter, usize::MAX).await;
+    let (grants, waiting, unlisted) = match (grants, waiting) {
+        (Ok(grants), Ok(waiting)) => (grants.items, waiting.items, None),
+        (Ok(grants), Err(failure)) => (grants.items, Vec::new(), Some(failure)),
+        (Err(failure), Ok(waiting)) => (Vec::new(), waiting.items, Some(failure)),
+        (Err(failure), Err(_)) => return Err(failure),
+    };
     let is_some = !(grants.is_empty() && waiting.is_empty());
     if is_some && done.machine.is_none() && !done.yes && somebody_sits_there() {
         confirm(&grants, &waiting, output).await?;
     }
     let grants = grants.into_iter().map(|grant| grant.name);
-    Ok(grants
-        .chain(waiting.into_iter().map(|request| request.name))
-        .collect())
+    let names = grants.chain(waiting.into_iter().map(|request| request.name));
+    Ok((names.collect(), unlisted))
 }
 
 pub(crate) async fn revoke(
@@ -131,7 +156,12 @@ pub(crate) async fn revoke(
 ) -> Result<Exit, Failure> {
     let client = Client::connect(connection).await?;
     let names = names(&client, &revoke.targets).await?;
-    end(&client, names, Right::Anyones, revoke.timeout, output).await
+    let how = How {
+        right: Right::Anyones,
+        machine: None,
+        wait: revoke.timeout,
+    };
+    ended::show(end(&client, names, how).await?, output)
 }
 
 /// Everything is looked up before anything is ended.
@@ -185,10 +215,8 @@ async fn places(client: &Client, name: &str) -> Result<Vec<(String, String)>, Fa
         // A bare id may be that of a request.
         Err(Failure::Refused(refusal)) if refusal.is_unknown() => {
             let request = name.replacen("grants/", "accessRequests/", 1);
-            of_request(request).await.map_err(|failure| match failure {
-                Failure::Refused(request) if request.is_unknown() => refusal.into(),
-                other => other,
-            })
+            let found = of_request(request).await;
+            found.map_err(|failure| request_unknown_too(failure, refusal))
         }
         found => found.map(|grant| vec![(grant.machine, grant.machine_id)]),
     }
@@ -233,29 +261,31 @@ async fn confirm(grants: &[GrantRecord], waiting: &[RequestRecord], output: &Out
     }
 }
 
-async fn end(
-    client: &Client,
-    names: Vec<String>,
-    right: Right,
-    wait: Duration,
-    output: &Output,
-) -> Result<Exit, Failure> {
-    let spinner = Spinner::start("waiting for the hosts to confirm".to_string());
-    let results = tokio::select! {
-        results = end_all(client, names, right, wait) => results,
-        _ = tokio::signal::ctrl_c() => return Err(Failure::Interrupted),
-    };
-    drop(spinner);
-    show(results, output)
+async fn end(client: &Client, names: Vec<String>, how: How) -> Result<Vec<Result<Ended, Failure>>, Failure> {
+    let _spinner = Spinner::start("waiting for the hosts to confirm".to_string());
+    tokio::select! {
+        results = end_all(client, names, how) => Ok(results),
+        _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
+    }
+}
+
+/// What a withdrawn request still waited for is not signed any more, so the grants that its answer names are all.
+async fn end_all(client: &Client, names: Vec<String>, how: How) -> Vec<Result<Ended, Failure>> {
+    let mut results = end_each(client, names.clone(), &how).await;
+    let mut signed = Vec::new();
+    for ended in results.iter().flatten() {
+        if let Ended::Request(withdrawal) = ended {
+            signed.extend(withdrawal.grants.iter().cloned());
+        }
+    }
+    let mut known: BTreeSet<String> = names.into_iter().collect();
+    signed.retain(|grant| known.insert(grant.clone()));
+    results.extend(end_each(client, signed, &how).await);
+    results
 }
 
 /// Each on its own: one that fails keeps no other from ending.
-async fn end_all(
-    client: &Client,
-    names: Vec<String>,
-    right: Right,
-    wait: Duration,
-) -> Vec<Result<Ended, Failure>> {
+async fn end_each(client: &Client, names: Vec<String>, how: &How) -> Vec<Result<Ended, Failure>> {
     let mut waiting = names.into_iter().enumerate();
     let mut running = JoinSet::new();
     let mut results = Vec::new();
@@ -263,8 +293,8 @@ async fn end_all(
         while running.len() < AT_ONCE
             && let Some((position, name)) = waiting.next()
         {
-            let client = client.clone();
-            running.spawn(async move { (position, end_one(&client, name, right, wait).await) });
+            let (client, how) = (client.clone(), how.clone());
+            running.spawn(async move { (position, end_one(&client, name, &how).await) });
         }
         match running.join_next().await {
             None => break,
@@ -276,127 +306,35 @@ async fn end_all(
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-async fn end_one(client: &Client, name: String, right: Right, wait: Duration) -> Result<Ended, Failure> {
+async fn end_one(client: &Client, name: String, how: &How) -> Result<Ended, Failure> {
     if name.starts_with("accessRequests/") {
-        return client
-            .cancel_access_request(name)
-            .await
-            .map(|request| Ended::Request(Box::new(request)));
+        return withdraw(client, name, how).await;
     }
-    let ended = match right {
-        Right::Own => client.end_grant(name.clone(), wait).await,
-        Right::Anyones => client.revoke_grant(name.clone(), wait).await,
+    let ended = match how.right {
+        Right::Own => client.end_grant(name.clone(), how.wait).await,
+        Right::Anyones => client.revoke_grant(name.clone(), how.wait).await,
     };
     match ended {
-        // A bare id may be that of a request that still waits.
+        // A bare id may be that of a request.
         Err(Failure::Refused(refusal)) if refusal.is_unknown() => {
             let request = name.replacen("grants/", "accessRequests/", 1);
-            match client.cancel_access_request(request).await {
-                Ok(request) => Ok(Ended::Request(Box::new(request))),
-                Err(_) => Err(refusal.into()),
-            }
+            let withdrawn = withdraw(client, request, how).await;
+            withdrawn.map_err(|failure| request_unknown_too(failure, refusal))
         }
         ended => ended.map(|grant| Ended::Grant(Box::new(grant))),
     }
 }
 
-#[derive(Default, Serialize)]
-struct Shown {
-    grants: Vec<GrantRecord>,
-    access_requests: Vec<RequestRecord>,
-    /// What could not be ended.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    errors: Vec<ErrorRecord>,
-    /// The first of them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<ErrorRecord>,
+async fn withdraw(client: &Client, name: String, how: &How) -> Result<Ended, Failure> {
+    let machine = how.machine.as_ref();
+    let request = client.cancel_access_request(name, machine).await?;
+    Ok(Ended::Request(Box::new(Withdrawal::new(request, machine))))
 }
 
-impl Shown {
-    /// What was done, for those who can't be told the result.
-    fn stands(&self) -> Option<String> {
-        let grants = self.grants.iter().map(grant_line);
-        let requests = self.access_requests.iter().map(request_line);
-        let lines: Vec<String> = grants.chain(requests).collect();
-        (!lines.is_empty()).then(|| lines.join(", "))
-    }
-}
-
-fn show(results: Vec<Result<Ended, Failure>>, output: &Output) -> Result<Exit, Failure> {
-    let mut exits = Vec::new();
-    let mut shown = Shown::default();
-    let nothing = results.is_empty();
-    for result in results {
-        match result {
-            Ok(Ended::Grant(grant)) => {
-                exits.push(end_verdict(grant.state));
-                shown.grants.push(*grant);
-            }
-            Ok(Ended::Request(request)) => {
-                exits.push(Exit::Done);
-                shown.access_requests.push(*request);
-            }
-            Err(failure) => {
-                output::report(&failure);
-                exits.push(failure.exit());
-                shown.errors.push(failure.record());
-            }
-        }
-    }
-    shown.error = shown.errors.first().cloned();
-    write(&shown, nothing, output)
-        .map_err(|failure| failure.or_untold(|| Some((shown.stands()?, SHOWS_GRANTS.to_string()))))?;
-    Ok(worst(&exits))
-}
-
-fn write(shown: &Shown, nothing: bool, output: &Output) -> Result<(), Failure> {
-    if output.is_json() {
-        return output.json(shown);
-    }
-    if nothing {
-        output.line("nothing to end: you have neither live grants nor waiting requests there")?;
-    }
-    let grants = shown.grants.iter().map(grant_line);
-    for line in grants.chain(shown.access_requests.iter().map(request_line)) {
-        output.line(&printable(&line))?;
-    }
-    Ok(())
-}
-
-fn request_line(request: &RequestRecord) -> String {
-    format!("request {}: withdrawn", request.id)
-}
-
-fn grant_line(grant: &GrantRecord) -> String {
-    let GrantRecord {
-        machine,
-        id,
-        state,
-        message,
-        ..
-    } = grant;
-    match state {
-        GrantState::Ended => format!("{machine}: ended ({id})"),
-        GrantState::Refused => format!("{machine}: was never open ({id})"),
-        _ => format!("{machine}: {message} ({id})"),
-    }
-}
-
-fn worst(exits: &[Exit]) -> Exit {
-    [Exit::Failed, Exit::NotYet]
-        .into_iter()
-        .find(|exit| exits.contains(exit))
-        .unwrap_or(Exit::Done)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_failure_outweighs_what_is_pending_and_that_what_is_done() {
-        assert_eq!(worst(&[]), Exit::Done);
-        assert_eq!(worst(&[Exit::Done, Exit::NotYet]), Exit::NotYet);
-        assert_eq!(worst(&[Exit::NotYet, Exit::Failed, Exit::Done]), Exit::Failed);
+/// What is neither a grant nor a request is told as an unknown grant.
+fn request_unknown_too(failure: Failure, unknown_grant: Refusal) -> Failure {
+    match failure {
+        Failure::Refused(request) if request.is_unknown() => unknown_grant.into(),
+        other => other,
     }
 }

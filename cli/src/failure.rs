@@ -78,6 +78,8 @@ pub(crate) enum Failure {
         /// Where it was said to be.
         machine: String,
     },
+    #[error("{name} may still wait for {machines}: the server does not say that it is withdrawn there")]
+    NotWithdrawn { name: String, machines: String },
     #[error("nothing was ended")]
     Declined,
     #[error("the answer cannot be read: {0}")]
@@ -133,6 +135,9 @@ impl Failure {
             Self::Elsewhere { machine, .. } => Some(format!(
                 "name what is there (`nightlatch list grants --live --mine --machine {machine}`), or leave out --machine"
             )),
+            Self::NotWithdrawn { name, .. } => {
+                Some(format!("`nightlatch grant show {name}` shows what became of it"))
+            }
             Self::Interrupted => Some(
                 "the server may have taken it: `nightlatch list grants` and `nightlatch list requests --waiting` show what holds, `nightlatch done` ends it"
                     .to_string(),
@@ -190,6 +195,7 @@ impl Failure {
             Self::NamedTwice(_) => "NAMED_TWICE",
             Self::EndPassed(_) => "END_PASSED",
             Self::Elsewhere { .. } => "NOT_ON_MACHINE",
+            Self::NotWithdrawn { .. } => "NOT_WITHDRAWN",
             Self::Declined => "DECLINED",
             Self::Ask(_) => "ASK_FAILED",
             Self::Write(_) => "WRITE_FAILED",

@@ -6,6 +6,7 @@ mod client;
 mod connecting;
 mod consequences;
 mod echo;
+mod ended;
 mod ending;
 mod events;
 mod failure;

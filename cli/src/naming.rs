@@ -88,7 +88,7 @@ pub(crate) fn request_resource(id: RequestId) -> String {
     resource::request(id)
 }
 
-/// What can be ended or looked at: a grant, or a request that still waits for its machines.
+/// What can be ended or looked at: a grant, or a request with all that came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     Grant(GrantRef),

@@ -279,7 +279,7 @@ fn write(request: RequestRecord, output: &Output, with_lost: bool) -> Result<(),
     }
     if !is_settled {
         output::hint(format!(
-            "the request stands: `nightlatch grant show {name}` shows it, `nightlatch done {name}` withdraws it"
+            "the request stands: `nightlatch grant show {name}` shows it, `nightlatch done {name}` ends it"
         ));
     }
     Ok(())

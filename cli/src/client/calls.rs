@@ -176,10 +176,15 @@ impl Client {
         })
     }
 
-    pub(crate) async fn cancel_access_request(&self, name: String) -> Result<RequestRecord, Failure> {
+    /// Withdraws it where it still waits, or on one of its machines only.
+    pub(crate) async fn cancel_access_request(
+        &self,
+        name: String,
+        machine: Option<&MachineRef>,
+    ) -> Result<RequestRecord, Failure> {
         let message = pb::CancelAccessRequestRequest {
             name,
-            machine: String::new(),
+            machine: resource_or_all(machine),
         };
         Ok(self
             .within(

@@ -171,7 +171,7 @@ struct Answers {
 fn outcome(machine: &str, is_late_open: bool) -> pb::Outcome {
     let name = machine.trim_start_matches("machines/").to_string();
     let state = match name.split('-').next().unwrap() {
-        "open" => pb::OutcomeState::Open,
+        "open" | "gone" => pb::OutcomeState::Open,
         "away" => pb::OutcomeState::Waiting,
         "late" if is_late_open => pb::OutcomeState::Open,
         "late" => pb::OutcomeState::Opening,
@@ -191,7 +191,12 @@ fn outcome(machine: &str, is_late_open: bool) -> pb::Outcome {
         } else {
             String::new()
         },
-        grant: if is_open { grant(1).name } else { String::new() },
+        grant: match state {
+            pb::OutcomeState::Open if machine == GONE => grant(2).name,
+            pb::OutcomeState::Open => grant(1).name,
+            pb::OutcomeState::Opening => grant(3).name,
+            _ => String::new(),
+        },
         address: "::ffff:192.0.2.10".to_string(),
         ..pb::Outcome::default()
     }
@@ -218,7 +223,12 @@ fn grant(number: u32) -> pb::Grant {
     pb::Grant {
         name: format!("grants/{id}"),
         id,
-        machine_display_name: if number == 1 { "open-1" } else { "away-1" }.to_string(),
+        machine_display_name: match number {
+            1 => "open-1",
+            2 => "away-1",
+            _ => "late-1",
+        }
+        .to_string(),
         state: pb::GrantState::Open.into(),
         ports: vec![pb::PortSpan {
             protocol: pb::Protocol::Tcp.into(),
@@ -231,7 +241,7 @@ fn grant(number: u32) -> pb::Grant {
 }
 
 fn known(name: &str, state: impl Fn(u32) -> pb::GrantState) -> Result<Response<pb::Grant>, Status> {
-    let number = (1..=2).find(|number| grant(*number).name == name);
+    let number = (1..=3).find(|number| grant(*number).name == name);
     let number = number.ok_or_else(|| Status::not_found("no such grant"))?;
     let message = match state(number) {
         pb::GrantState::Closing => "ended, but away-1 is away: on the host the grant runs to its end there",
@@ -245,10 +255,64 @@ fn known(name: &str, state: impl Fn(u32) -> pb::GrantState) -> Result<Response<p
 }
 
 fn ended(number: u32) -> pb::GrantState {
-    if number == 1 {
-        pb::GrantState::Ended
-    } else {
+    if number == 2 {
         pb::GrantState::Closing
+    } else {
+        pb::GrantState::Ended
+    }
+}
+
+/// The machines of the requests that are known, by the last digit of their ids.
+fn known_request(name: &str) -> Result<pb::AccessRequest, Status> {
+    let machines: &[&str] = match name.chars().last() {
+        Some('2') => &["gone-1"],
+        Some('3') => &["raced-1"],
+        Some('4') => &["denied-1"],
+        Some('5') => &["away-1", "away-2"],
+        Some('6') => &["open-1", "away-1"],
+        Some('7') => &["away-1"],
+        Some('8') => &["late-1"],
+        _ => return Err(Status::not_found("no such request")),
+    };
+    let machines: Vec<String> = machines
+        .iter()
+        .map(|machine| format!("machines/{machine}"))
+        .collect();
+    let id = name.trim_start_matches("accessRequests/").to_string();
+    let mut request = pb::AccessRequest {
+        name: name.to_string(),
+        id,
+        ..access_request(&machines, false)
+    };
+    for outcome in &mut request.outcomes {
+        if outcome.machine == RACED {
+            outcome.state = pb::OutcomeState::Waiting.into();
+            outcome.reason.clear();
+        }
+    }
+    Ok(request)
+}
+
+/// Has opened, and is away since.
+const GONE: &str = "machines/gone-1";
+/// Connects after one has looked, before one withdraws what waits for it.
+const RACED: &str = "machines/raced-1";
+/// Of its requests no list can be had.
+const UNLISTED: &str = "machines/unlisted-1";
+
+fn withdrawn(outcome: pb::Outcome) -> pb::Outcome {
+    match (outcome.state(), outcome.machine.as_str()) {
+        (pb::OutcomeState::Waiting, RACED) => pb::Outcome {
+            state: pb::OutcomeState::Open.into(),
+            grant: grant(3).name,
+            ..outcome
+        },
+        (pb::OutcomeState::Waiting, _) => pb::Outcome {
+            state: pb::OutcomeState::Ended.into(),
+            reason: "WITHDRAWN".to_string(),
+            ..outcome
+        },
+        _ => outcome,
     }
 }
 
@@ -286,12 +350,7 @@ impl AccessService for Answers {
         &self,
         request: Request<pb::GetAccessRequestRequest>,
     ) -> Result<Response<pb::AccessRequest>, Status> {
-        let name = request.into_inner().name;
-        if name.ends_with('7') {
-            let machines = ["machines/away-1".to_string()];
-            return Ok(Response::new(access_request(&machines, false)));
-        }
-        Err(Status::not_found("no such request"))
+        known_request(&request.into_inner().name).map(Response::new)
     }
 
     type WatchAccessRequestStream = Pin<Box<dyn Stream<Item = Result<pb::AccessRequest, Status>> + Send>>;
@@ -328,6 +387,16 @@ impl AccessService for Answers {
     ) -> Result<Response<pb::ListAccessRequestsResponse>, Status> {
         let message = request.into_inner();
         let (numbers, next) = page_of_many(&message.machine, &message.page_token);
+        if message.machine == UNLISTED {
+            return Err(Status::unavailable("the store is not available"));
+        }
+        if message.machine == RACED {
+            let waiting = known_request("accessRequests/00000000-0000-7000-8000-000000000003")?;
+            return Ok(Response::new(pb::ListAccessRequestsResponse {
+                access_requests: vec![waiting],
+                next_page_token: String::new(),
+            }));
+        }
         Ok(Response::new(pb::ListAccessRequestsResponse {
             access_requests: numbers.map(|_| access_request(&[], false)).collect(),
             next_page_token: next,
@@ -342,6 +411,7 @@ impl AccessService for Answers {
         // Two pages of one, unless there are many.
         let (numbers, next) = match (message.machine.as_str(), message.page_token.as_str()) {
             (MANY, token) => page_of_many(MANY, token),
+            (RACED, _) => (0..0, String::new()),
             (_, "") => (1..2, "2".to_string()),
             _ => (2..3, String::new()),
         };
@@ -366,13 +436,18 @@ impl AccessService for Answers {
         &self,
         request: Request<pb::CancelAccessRequestRequest>,
     ) -> Result<Response<pb::AccessRequest>, Status> {
-        let name = request.into_inner().name;
-        if name.ends_with('7') {
-            let mut withdrawn = access_request(&[], false);
-            withdrawn.name = name;
-            return Ok(Response::new(withdrawn));
-        }
-        Err(Status::not_found("no such request"))
+        let pb::CancelAccessRequestRequest { name, machine } = request.into_inner();
+        let mut request = known_request(&name)?;
+        let outcomes = request.outcomes.into_iter();
+        let outcomes = outcomes.map(|outcome| {
+            if machine.is_empty() || machine == outcome.machine {
+                withdrawn(outcome)
+            } else {
+                outcome
+            }
+        });
+        request.outcomes = outcomes.collect();
+        Ok(Response::new(request))
     }
 }
 

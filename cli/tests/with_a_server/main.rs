@@ -240,6 +240,94 @@ fn what_waits_is_withdrawn_by_revoke_too() {
     }
 }
 
+/// Where the port is open, or about to be, it takes the end of the grant.
+#[test]
+fn an_end_of_a_request_withdraws_what_waits_and_ends_what_is_signed() {
+    let fake = Fake::start();
+    let id = |number: u32| format!("00000000-0000-7000-8000-{number:012}");
+    for (number, exit, says, never) in [
+        (8, 0, &["late-1: ended ("][..], "withdrawn"),
+        (3, 0, &["late-1: ended ("], "withdrawn"),
+        (12, 3, &["runs to its end there"], "withdrawn"),
+        (
+            6,
+            0,
+            &["open-1: ended (", ": withdrawn for away-1\n"],
+            "open-1: withdrawn",
+        ),
+        (5, 0, &[": withdrawn\n"], "ended"),
+        (
+            4,
+            0,
+            &[": nothing to end: for denied-1 it neither waits nor"],
+            "withdrawn",
+        ),
+    ] {
+        for verb in ["done", "revoke"] {
+            for name in [format!("accessRequests/{}", id(number)), id(number)] {
+                if number == 3 && !name.contains('/') {
+                    // That is a grant's id too.
+                    continue;
+                }
+                let output = fake.run(&[verb, &name]);
+                assert_ends(&output, exit, &[]);
+                let said = text(&output.stdout);
+                assert!(
+                    says.iter().all(|says| said.contains(says)),
+                    "{verb} {name}: {said}"
+                );
+                assert!(!said.contains(never), "{verb} {name}: {said}");
+            }
+        }
+    }
+    let output = fake.run(&["done", "-m", "raced-1"]);
+    assert_ends(&output, 0, &[]);
+    assert!(text(&output.stdout).contains("late-1: ended ("), "{output:?}");
+}
+
+#[test]
+fn an_end_of_a_request_with_a_machine_ends_that_machines_part_alone() {
+    let fake = Fake::start();
+    let json = |name: &str, machine: &str| -> serde_json::Value {
+        let output = fake.run(&["done", name, "-m", machine, "--output", "json"]);
+        assert_ends(&output, 0, &[]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let both_wait = "accessRequests/00000000-0000-7000-8000-000000000005";
+    let told = json(both_wait, "away-1");
+    let states = |told: &serde_json::Value| {
+        let outcomes = told["access_requests"][0]["outcomes"].as_array().unwrap();
+        let states = outcomes.iter().map(|outcome| outcome["state"].to_string());
+        states.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(states(&told), r#""ended" "waiting""#);
+    let output = fake.run(&["done", both_wait, "-m", "away-2"]);
+    assert!(
+        text(&output.stdout).contains(": withdrawn for away-2\n"),
+        "{output:?}"
+    );
+
+    let one_open = "accessRequests/00000000-0000-7000-8000-000000000006";
+    let told = json(one_open, "open-1");
+    assert_eq!(told["grants"][0]["state"], "ended", "{told}");
+    assert_eq!(states(&told), r#""ended" "waiting""#);
+    let told = json(one_open, "away-1");
+    assert_eq!(told["grants"].as_array().map(Vec::len), Some(0), "{told}");
+    assert_eq!(states(&told), r#""open" "ended""#);
+}
+
+#[test]
+fn a_list_that_can_not_be_had_keeps_nothing_else_from_ending() {
+    let fake = Fake::start();
+    let output = fake.run(&["done", "--machine", "unlisted-1"]);
+    assert_ends(&output, 1, &["error: the store is not available"]);
+    let stdout = text(&output.stdout);
+    assert!(
+        stdout.contains("open-1: ended (") && stdout.contains("runs to its end there"),
+        "{stdout}"
+    );
+}
+
 #[test]
 fn a_policy_for_a_machine_that_is_away_is_exit_3_and_says_when_it_takes_effect() {
     let fake = Fake::start();
