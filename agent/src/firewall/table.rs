@@ -207,11 +207,7 @@ impl Table {
             // A chain of headers that goes on in the next fragment hides the port (forbidden by RFC 7112).
             Chain {
                 name: ChainName::FirstFragment,
-                rules: vec![
-                    vec![Step::HasPorts, Step::Accept],
-                    vec![Step::CountDenied],
-                    vec![Step::Drop],
-                ],
+                rules: first_fragment(&sets),
             },
         ];
         if has_udp {
@@ -299,6 +295,17 @@ fn gate(sets: &[Set], has_udp: bool) -> Vec<Rule> {
             SetName::Guarded | SetName::Served(_) => {}
         }
     }
+    rules.push(vec![Step::CountDenied]);
+    rules.push(vec![Step::Drop]);
+    rules
+}
+
+fn first_fragment(sets: &[Set]) -> Vec<Rule> {
+    let mut rules = vec![vec![Step::ArrivesByLoopback, Step::Accept]];
+    if let Some(set) = sets.iter().find(|set| set.name == SetName::UnguardedInterfaces) {
+        rules.push(vec![Step::ArrivesByOneOf(set.name), Step::Accept]);
+    }
+    rules.push(vec![Step::HasPorts, Step::Accept]);
     rules.push(vec![Step::CountDenied]);
     rules.push(vec![Step::Drop]);
     rules

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::netns::{
     Attempt, FRIEND, FRIEND6, HOST, HOST6, LettingIn, PATIENCE, SILENCE, STRANGER, STRANGER6, Scene, Wire,
-    guarding, seconds, tcp,
+    guarding, guarding_with, seconds, tcp,
 };
 use crate::{LONG, SSH, SSH6};
 
@@ -211,4 +211,27 @@ fn a_syn_in_fragments_or_behind_other_headers_needs_a_grant_like_any_other() {
     assert_only_grants_count(&scene, true);
     scene.assert_shut(STRANGER, SSH);
     scene.assert_shut(STRANGER6, SSH6);
+}
+
+#[test]
+fn an_unguarded_interface_lets_in_fragments_that_hide_their_port() {
+    let mut scene = Scene::new();
+    scene.serve(&[22]);
+    let hiding = IPV6.iter().find(|shape| !shape.arrives && shape.arrives_tracked);
+    let hiding = hiding.unwrap();
+    for (number, unguarded) in [(0, &[][..]), (1, &["outside"][..])] {
+        scene.apply(&guarding_with(&[tcp(22)], unguarded, PATIENCE));
+        let attempt = Attempt {
+            from: STRANGER6.parse().unwrap(),
+            to: HOST6.parse().unwrap(),
+            port: 22,
+            number,
+        };
+        let wire = Wire::of(&scene);
+        for packet in (hiding.packets)(attempt) {
+            wire.send(&packet);
+        }
+        let answered = wire.answered(&[attempt], unguarded.len(), PATIENCE, SILENCE);
+        assert_eq!(answered.len(), unguarded.len(), "{unguarded:?}: {}", hiding.name);
+    }
 }
