@@ -17,6 +17,7 @@ mod batch;
 mod bytecode;
 mod changes;
 mod looks;
+mod mark;
 mod netlink;
 mod reading;
 mod rendering;
@@ -25,6 +26,8 @@ mod standing;
 mod table;
 mod tampering;
 
+pub use mark::Maker;
+pub(crate) use mark::Mark;
 pub use reading::TableState;
 pub use rendering::rendering;
 pub use standing::Standing;
@@ -50,6 +53,7 @@ pub struct Firewall {
     netlink: Netlink,
     known: Known,
     found: Option<looks::Found>,
+    mark: Mark,
 }
 
 /// What was done last, and holds as long as nobody else touches the table.
@@ -131,6 +135,7 @@ impl Firewall {
             netlink: Netlink::open()?,
             known: Known::Nothing,
             found: None,
+            mark: Mark::new(),
         })
     }
 
@@ -167,9 +172,9 @@ impl Firewall {
         if wanted.is_empty() {
             return self.clear();
         }
-        self.make(wanted, now, |batch| {
+        self.make(wanted, now, |batch, mark| {
             batch.delete_table();
-            batch.create_table();
+            batch.create_table(mark);
         })?;
         Ok(Applied::Rebuilt)
     }
@@ -193,7 +198,7 @@ impl Firewall {
         &mut self,
         wanted: &Ruleset,
         now: BootTime,
-        begin: impl FnOnce(&mut Batch),
+        begin: impl FnOnce(&mut Batch, Mark),
     ) -> Result<(), FirewallError> {
         self.known = Known::Nothing;
         self.found = None;
@@ -201,7 +206,7 @@ impl Firewall {
         let counted = self.counted();
         let remembered = self.remembered(&table);
         let mut batch = self.netlink.batch();
-        begin(&mut batch);
+        begin(&mut batch, self.mark);
         batch.create_counter(counted.packets, counted.bytes);
         for set in &table.sets {
             batch.create_set(set);

@@ -11,11 +11,11 @@ use nightlatch_core::time::BootTime;
 
 use crate::clock::{Clock, NoClock, SystemClock};
 use crate::enforcer::{Gate, Table};
-use crate::firewall::{Firewall, FirewallError};
+use crate::firewall::{Firewall, FirewallError, Maker};
 use crate::identity::{Enrollment, NoIdentity};
 use crate::inspection::Inspection;
 use crate::ledger_file::LedgerFile;
-use crate::meanwhile::{self, AT_ONCE};
+use crate::meanwhile::{self, AT_ONCE, ATTEMPTS};
 use crate::startup::{self, Recalled};
 use crate::state::{StateDir, StateError, StateLock};
 
@@ -70,9 +70,18 @@ fn shut(
     clock: &impl Clock,
     patience: Duration,
 ) -> Result<LockedDown, NotLockedDown> {
+    let answers = Answers::of(state.clone(), file.cloned(), clock, patience);
+    shut_by(answers, file, gate, clock)
+}
+
+fn shut_by(
+    mut answers: Answers,
+    file: Option<&HostRules>,
+    gate: &mut impl Table,
+    clock: &impl Clock,
+) -> Result<LockedDown, NotLockedDown> {
     let bare = HostRules::default();
     let rules = file.unwrap_or(&bare);
-    let mut answers = Answers::of(state.clone(), file.cloned(), clock, patience);
     let mut answer = answers.next(rules, gate, clock)?;
     if matches!(answer, Answer::InUse) {
         if let Some(done) = make_missing(&answers, rules, gate, clock)? {
@@ -113,27 +122,46 @@ fn make_missing(
     gate: &mut impl Table,
     clock: &impl Clock,
 ) -> Result<Option<LockedDown>, NotLockedDown> {
-    if let Some(wanted) = answers.wanted(AT_ONCE) {
-        let is_made = gate.create(&wanted, clock.now())?;
-        return Ok(is_made.then(|| applied(wanted)));
-    }
     let alone = rules.ruleset_alone();
-    let is_ours = gate.create(&alone, clock.now())?;
-    let standing = gate.standing(clock.now())?;
-    let Some(wanted) = answers.wanted(answers.until.since(clock.now())) else {
+    let mut is_ours = answers.has_made;
+    let mut wanted = answers.wanted(AT_ONCE);
+    if wanted.is_none() {
+        is_ours |= gate.create(&alone, clock.now())?;
+        wanted = answers.wanted(answers.until.since(clock.now()));
+    }
+    let Some(wanted) = wanted else {
         meanwhile::hold(rules, None, gate, clock)?;
         return Err(NotLockedDown::DiskHangs);
     };
-    if !is_ours {
-        let is_made = gate.create(&wanted, clock.now())?;
-        return Ok(is_made.then(|| applied(wanted)));
+    if is_ours {
+        return make_whole(wanted, &alone, gate, clock).map(Some);
     }
-    let is_still_ours = standing.open.is_empty() && standing.guarded.as_ref() == Some(alone.guarded());
-    if is_still_ours && gate.rebuild_over(&standing, &wanted, clock.now())? {
-        Ok(Some(applied(wanted)))
-    } else {
-        Ok(Some(LockedDown::AgentRuns))
+    let is_made = gate.create(&wanted, clock.now())?;
+    Ok(is_made.then(|| applied(wanted)))
+}
+
+/// Puts all in the place of what was made without the disk, unless the agent has done so.
+fn make_whole(
+    wanted: Ruleset,
+    alone: &Ruleset,
+    gate: &mut impl Table,
+    clock: &impl Clock,
+) -> Result<LockedDown, NotLockedDown> {
+    for _ in 0..ATTEMPTS {
+        let standing = gate.standing(clock.now())?;
+        let is_ours = standing.maker == Maker::This
+            && standing.open.is_empty()
+            && standing.guarded.as_ref() == Some(alone.guarded());
+        if standing.guarded.is_some() && !is_ours {
+            return Ok(LockedDown::AgentRuns);
+        }
+        if gate.rebuild_over(&standing, &wanted, clock.now())? {
+            return Ok(applied(wanted));
+        }
     }
+    // Others change tables without a pause, and what the agent makes of this one is a few seconds away.
+    gate.rebuild(&wanted, clock.now())?;
+    Ok(applied(wanted))
 }
 
 fn without_ledger(
@@ -186,6 +214,8 @@ struct Answers {
     until: BootTime,
     /// What is known without the disk was shut meanwhile.
     is_shut: bool,
+    /// That was where no table was.
+    has_made: bool,
 }
 
 impl Answers {
@@ -198,6 +228,7 @@ impl Answers {
             found,
             until: boot.now.plus(patience),
             is_shut: false,
+            has_made: false,
         }
     }
 
@@ -212,7 +243,7 @@ impl Answers {
             if let Ok(answer) = self.found.recv_timeout(AT_ONCE) {
                 return Ok(answer);
             }
-            meanwhile::hold(rules, None, gate, clock)?;
+            self.has_made = meanwhile::hold(rules, None, gate, clock)?;
             self.is_shut = true;
         }
         self.settled(clock)

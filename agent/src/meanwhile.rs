@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use nightlatch_core::ceiling::Ceiling;
 use nightlatch_core::host::HostRules;
 use nightlatch_core::ledger::Ledger;
 use nightlatch_core::port::PortKey;
@@ -14,17 +15,18 @@ use nightlatch_core::time::BootTime;
 
 use crate::clock::Clock;
 use crate::enforcer::{Gate, Table};
-use crate::firewall::FirewallError;
+use crate::firewall::{Beside, FirewallError, Maker};
 use crate::startup::spans_of;
 
 /// What the disk has for an answer before what is known without it is shut.
 pub const AT_ONCE: Duration = Duration::from_millis(200);
 
 /// How often the table is read again that others change meanwhile.
-const ATTEMPTS: usize = 5;
+pub const ATTEMPTS: usize = 5;
 
 /// Shuts what is known and leaves open what is open, each as long as it would be and no longer than the host's own
-/// file allows. Gives what the table holds then; `None` if there is one without guards, which is left alone.
+/// file allows; but what a table lets in that none of ours has made since the boot is shut, for it may have ended long
+/// ago. Says whether there is a table now where none was.
 ///
 /// # Errors
 /// The table can't be read or made.
@@ -33,16 +35,20 @@ pub fn hold(
     ledger: Option<&Ledger>,
     gate: &mut impl Table,
     clock: &impl Clock,
-) -> Result<Option<Ruleset>, FirewallError> {
+) -> Result<bool, FirewallError> {
     for _ in 0..ATTEMPTS {
         let read_at = clock.now();
         let standing = gate.standing(read_at)?;
         let guarded = standing.guarded.as_ref();
         let mut wanted = with_guards(rules, ledger, guarded, read_at);
         if wanted.is_empty() {
-            return Ok(guarded.is_none().then_some(wanted));
+            return Ok(false);
         }
-        if let Some(ceiling) = &rules.ceiling {
+        let is_in_doubt = standing.maker == Maker::Stranger;
+        if is_in_doubt && !standing.open.is_empty() {
+            tracing::warn!("the table was loaded from elsewhere: what it lets in for a time is shut");
+        }
+        if let Some(ceiling) = rules.ceiling.as_ref().filter(|_| !is_in_doubt) {
             let latest = read_at.plus(ceiling.longest);
             for (opening, end) in standing
                 .open
@@ -53,13 +59,16 @@ pub fn hold(
             }
         }
         if gate.rebuild_over(&standing, &wanted, clock.now())? {
-            return Ok(Some(wanted));
+            return Ok(guarded.is_none());
         }
     }
-    shut(rules, ledger, gate, clock)
+    let is_missing = gate.guarded()?.is_none();
+    let kept = shut(rules, ledger, gate, clock)?;
+    Ok(is_missing && kept.is_some_and(|kept| !kept.is_empty()))
 }
 
-/// As [`hold`], but what is open is shut: it is known to be in doubt.
+/// As [`hold`], but what is open is shut: it is known to be in doubt. Gives what the table holds then; `None` if there
+/// is one without guards, which is left alone.
 ///
 /// # Errors
 /// As [`hold`].
@@ -82,7 +91,7 @@ pub fn shut(
     Ok(Some(wanted))
 }
 
-/// As [`hold`], unless the table guards all that the host's own file lists.
+/// As [`hold`], unless the table already is one that the host's own file allows.
 ///
 /// # Errors
 /// As [`hold`].
@@ -91,11 +100,37 @@ pub fn guard_the_files(
     gate: &mut impl Table,
     clock: &impl Clock,
 ) -> Result<(), FirewallError> {
-    let guarded = gate.guarded()?.unwrap_or_default();
-    if rules.ruleset_alone().guarded().is_subset(&guarded) {
+    let now = clock.now();
+    let guarded = gate.guarded()?;
+    let wanted = with_guards(rules, None, guarded.as_ref(), now);
+    let beside = gate.beside(&wanted, now)?;
+    let is_allowed = |beside: &Beside| is_allowed(beside, &wanted, rules.ceiling.as_ref());
+    if wanted.is_empty() || beside.as_ref().is_some_and(is_allowed) {
         return Ok(());
     }
     hold(rules, None, gate, clock).map(drop)
+}
+
+/// Whether a table is `wanted`, apart from openings that a grant could have made.
+fn is_allowed(beside: &Beside, wanted: &Ruleset, ceiling: Option<&Ceiling>) -> bool {
+    let Beside { found, foreign_part } = beside;
+    let is_grants = |opening, remaining| {
+        let admits = |ceiling: &Ceiling| ceiling.admits(opening) && remaining <= ceiling.longest;
+        found.mark.is_some() && ceiling.is_some_and(admits)
+    };
+    let lasting = wanted.openings();
+    foreign_part.is_none()
+        && wanted.guarded().is_subset(&found.guarded)
+        && *wanted.unguarded_interfaces() == found.unguarded_interfaces
+        && lasting
+            .keys()
+            .all(|opening| found.openings.get(opening) == Some(&None))
+        && found.openings.iter().all(|(opening, remaining)| {
+            remaining.map_or_else(
+                || lasting.contains_key(opening),
+                |remaining| is_grants(opening, remaining),
+            )
+        })
 }
 
 fn with_guards(
@@ -133,3 +168,6 @@ pub fn asked<T: Send + 'static>(
         Err(error @ RecvTimeoutError::Disconnected) => Err(io::Error::other(error)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,13 @@
 //! A kernel's table in memory, for tests of what comes before the daemon's loop.
 
+use std::collections::VecDeque;
 use std::sync::mpsc;
 
 use nightlatch_core::port::PortKey;
 use nightlatch_core::ruleset::End;
 
 use super::*;
-use crate::firewall::Standing;
+use crate::firewall::{Beside, Maker, Mark, Standing, TableState};
 
 #[derive(Default)]
 pub(crate) struct FakeTable {
@@ -16,6 +17,10 @@ pub(crate) struct FakeTable {
     pub(crate) watcher: Option<mpsc::Sender<()>>,
     /// All that it was.
     pub(crate) past: Vec<Ruleset>,
+    pub(crate) maker: Maker,
+    pub(crate) foreign_part: Option<&'static str>,
+    /// Each keeps the table from being made over what was read, by a table of another of ours or something else.
+    pub(crate) interruptions: VecDeque<Option<Ruleset>>,
 }
 
 impl FakeTable {
@@ -26,6 +31,7 @@ impl FakeTable {
         });
         Self {
             ruleset: Some(Ruleset::new(guarded.collect(), BTreeSet::new(), Duration::ZERO)),
+            maker: Maker::Other,
             ..Self::default()
         }
     }
@@ -48,6 +54,8 @@ impl Gate for FakeTable {
     fn rebuild(&mut self, wanted: &Ruleset, _now: BootTime) -> Result<Applied, FirewallError> {
         self.ruleset = (!wanted.is_empty()).then(|| wanted.clone());
         self.past.push(wanted.clone());
+        self.maker = Maker::This;
+        self.foreign_part = None;
         if let Some(watcher) = &self.watcher {
             watcher.send(()).ok();
         }
@@ -80,8 +88,28 @@ impl Table for FakeTable {
         Ok(Standing {
             open: open.collect(),
             guarded: self.guarded()?,
+            maker: self.maker,
             generation: None,
         })
+    }
+
+    fn beside(&mut self, _wanted: &Ruleset, now: BootTime) -> Result<Option<Beside>, FirewallError> {
+        let found = self.ruleset.as_ref().map(|ruleset| TableState {
+            guarded: ruleset.guarded().clone(),
+            unguarded_interfaces: ruleset.unguarded_interfaces().clone(),
+            openings: ruleset
+                .openings()
+                .iter()
+                .map(|(opening, end)| match end {
+                    End::At(end) => (*opening, Some(end.since(now))),
+                    End::Never => (*opening, None),
+                })
+                .collect(),
+            denied: 0,
+            mark: (self.maker != Maker::Stranger).then(Mark::new),
+        });
+        let foreign_part = self.foreign_part;
+        Ok(found.map(|found| Beside { found, foreign_part }))
     }
 
     fn rebuild_over(
@@ -90,6 +118,13 @@ impl Table for FakeTable {
         wanted: &Ruleset,
         now: BootTime,
     ) -> Result<bool, FirewallError> {
+        if let Some(interruption) = self.interruptions.pop_front() {
+            if let Some(made) = interruption {
+                self.rebuild(&made, now)?;
+                self.maker = Maker::Other;
+            }
+            return Ok(false);
+        }
         self.rebuild(wanted, now).map(|_| true)
     }
 

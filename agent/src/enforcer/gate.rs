@@ -6,7 +6,7 @@ use nightlatch_core::port::PortKey;
 use nightlatch_core::ruleset::Ruleset;
 use nightlatch_core::time::BootTime;
 
-use crate::firewall::{Applied, Firewall, FirewallError, Standing};
+use crate::firewall::{Applied, Beside, Firewall, FirewallError, Standing};
 
 /// The firewall as the enforcer needs it.
 pub trait Gate {
@@ -61,6 +61,12 @@ pub trait Table: Gate {
     /// The table can't be read.
     fn standing(&mut self, now: BootTime) -> Result<Standing, FirewallError>;
 
+    /// What stands beside what `wanted` would be made with; `None` if there is no table.
+    ///
+    /// # Errors
+    /// The table can't be read.
+    fn beside(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Option<Beside>, FirewallError>;
+
     /// As [`Gate::rebuild`], or says that somebody has changed something since the table was read.
     ///
     /// # Errors
@@ -84,6 +90,10 @@ impl Table for Firewall {
 
     fn standing(&mut self, now: BootTime) -> Result<Standing, FirewallError> {
         Self::standing(self, now)
+    }
+
+    fn beside(&mut self, wanted: &Ruleset, _now: BootTime) -> Result<Option<Beside>, FirewallError> {
+        self.read_beside(wanted)
     }
 
     fn rebuild_over(

@@ -14,6 +14,7 @@ use netlink_packet_netfilter::nftables::{
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
+use super::Mark;
 use super::bytecode::{NFT_OBJECT_COUNTER, expressions, millis, text};
 use super::netlink::{emit, inet};
 use super::set::{Key, KeyPart, Lifetime, SetKind, SetName, Value};
@@ -94,17 +95,18 @@ impl Batch {
         );
     }
 
-    pub(crate) fn create_table(&mut self) {
-        self.begin_table(NLM_F_CREATE);
+    pub(crate) fn create_table(&mut self, mark: Mark) {
+        self.begin_table(NLM_F_CREATE, Some(mark));
     }
 
     /// Refused with EEXIST if there is one.
-    pub(crate) fn create_new_table(&mut self) {
-        self.begin_table(NLM_F_CREATE | NLM_F_EXCL);
+    pub(crate) fn create_new_table(&mut self, mark: Mark) {
+        self.begin_table(NLM_F_CREATE | NLM_F_EXCL, Some(mark));
     }
 
-    fn begin_table(&mut self, flags: u16) {
-        let attributes = vec![TableAttribute::Name(TABLE.into())];
+    fn begin_table(&mut self, flags: u16, mark: Option<Mark>) {
+        let mut attributes = vec![TableAttribute::Name(TABLE.into())];
+        attributes.extend(mark.map(|mark| TableAttribute::UserData(mark.encoded())));
         self.push(
             "the table",
             NfTablesMessage::NewTable(TableMessage { attributes }),
@@ -114,7 +116,7 @@ impl Batch {
 
     /// Deleting a table that is missing is an error, so it is created first.
     pub(crate) fn delete_table(&mut self) {
-        self.create_table();
+        self.begin_table(NLM_F_CREATE, None);
         let attributes = vec![TableAttribute::Name(TABLE.into())];
         self.push(
             "deleting the table",

@@ -98,6 +98,18 @@ impl Netlink {
         Ok(number.and_then(|number| Some(u32::from_be_bytes(*number.first_chunk()?))))
     }
 
+    /// As [`Self::generation`], and what is listed from now on is no older: a transaction has its number a moment before
+    /// it takes effect.
+    pub(crate) fn settled_generation(&mut self) -> Result<Option<u32>, FirewallError> {
+        let generation = self.generation()?;
+        // An empty transaction waits for those before it, and changes nothing, not even the number.
+        let batch = self.batch();
+        self.sequence = batch.sequence().wrapping_add(2);
+        let (bytes, _) = batch.finish();
+        self.send(&bytes)?;
+        Ok(generation)
+    }
+
     /// Begins a transaction; it must be the next thing sent.
     pub(crate) fn batch(&self) -> Batch {
         Batch::beginning_at(self.sequence)

@@ -14,10 +14,10 @@ use nightlatch_core::port::{PortKey, Protocol};
 use nightlatch_core::prefix::{Family, Prefix};
 use nightlatch_core::ruleset::OpeningKey;
 
-use super::FirewallError;
 use super::netlink::{self, LISTING_ATTEMPTS, Netlink};
 use super::set::{Key, KeyPart, SetName, Value};
 use super::table::{DENIED, TABLE, Table};
+use super::{FirewallError, Mark};
 use super::{batch, bytecode};
 
 /// What our table in the kernel says, whoever wrote it.
@@ -29,13 +29,15 @@ pub struct TableState {
     pub openings: BTreeMap<OpeningKey, Option<Duration>>,
     /// Refused connection attempts since the table was made.
     pub denied: u64,
+    /// If one of ours made it.
+    pub(crate) mark: Option<Mark>,
 }
 
 /// An element with the time that remains; `None` if it doesn't end.
 pub(crate) type Found = (Key, Option<Duration>);
 
 pub(crate) fn exists(netlink: &mut Netlink) -> Result<bool, FirewallError> {
-    Ok(table_flags(netlink)?.is_some())
+    Ok(table(netlink)?.is_some())
 }
 
 /// Reads in several listings what stood at one moment. Where others change tables without a pause, the last reading
@@ -56,11 +58,12 @@ pub(crate) fn at_one_moment<T>(
 
 /// `None` if there is no table of ours.
 pub(crate) fn state(netlink: &mut Netlink) -> Result<Option<TableState>, FirewallError> {
-    if !exists(netlink)? {
+    let Some(table) = table(netlink)? else {
         return Ok(None);
-    }
+    };
     let mut state = TableState {
         denied: counted(netlink)?.packets,
+        mark: mark_of(&table),
         ..TableState::default()
     };
     for set in set_names(netlink)?.iter().filter_map(|name| SetName::parse(name)) {
@@ -224,14 +227,28 @@ pub(crate) fn foreign_part(
     Ok((!has_rules).then_some("rules"))
 }
 
-fn table_flags(netlink: &mut Netlink) -> Result<Option<TableFlags>, FirewallError> {
+fn table(netlink: &mut Netlink) -> Result<Option<TableMessage>, FirewallError> {
     let request = NfTablesMessage::GetTable(TableMessage {
         attributes: vec![TableAttribute::Name(TABLE.into())],
     });
-    let Some(table) = netlink.ask("the table", request)? else {
+    let table = netlink.ask("the table", request)?;
+    table.map(|table| table.decode()).transpose()
+}
+
+fn mark_of(table: &TableMessage) -> Option<Mark> {
+    table.attributes.iter().find_map(|attribute| {
+        if let TableAttribute::UserData(bytes) = attribute {
+            Mark::parse(bytes)
+        } else {
+            None
+        }
+    })
+}
+
+fn table_flags(netlink: &mut Netlink) -> Result<Option<TableFlags>, FirewallError> {
+    let Some(table) = table(netlink)? else {
         return Ok(None);
     };
-    let table: TableMessage = table.decode()?;
     let flags = table.attributes.into_iter().find_map(|attribute| {
         if let TableAttribute::Flags(flags) = attribute {
             Some(flags)

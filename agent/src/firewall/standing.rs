@@ -8,7 +8,7 @@ use nightlatch_core::ruleset::{OpeningKey, Ruleset};
 use nightlatch_core::time::BootTime;
 use nix::errno::Errno;
 
-use super::{Firewall, FirewallError, netlink, reading};
+use super::{Firewall, FirewallError, Maker, netlink, reading};
 
 /// What passes between taking the time and reading an element, so that writing it again never prolongs it.
 const CARRYING: Duration = Duration::from_millis(10);
@@ -20,6 +20,7 @@ pub struct Standing {
     pub guarded: Option<BTreeSet<PortKey>>,
     /// What it lets in for a time, and until when at the latest.
     pub open: Vec<(OpeningKey, BootTime)>,
+    pub maker: Maker,
     /// `None` if the kernel doesn't tell.
     pub(crate) generation: Option<u32>,
 }
@@ -30,7 +31,7 @@ impl Firewall {
     /// # Errors
     /// The table could not be read.
     pub fn standing(&mut self, now: BootTime) -> Result<Standing, FirewallError> {
-        let generation = self.netlink.generation()?;
+        let generation = self.netlink.settled_generation()?;
         let Some(table) = reading::state(&mut self.netlink)? else {
             return Ok(Standing {
                 generation,
@@ -44,6 +45,11 @@ impl Firewall {
         Ok(Standing {
             guarded: Some(table.guarded),
             open: open.collect(),
+            maker: match table.mark {
+                Some(mark) if mark == self.mark => Maker::This,
+                Some(_) => Maker::Other,
+                None => Maker::Stranger,
+            },
             generation,
         })
     }
@@ -58,12 +64,12 @@ impl Firewall {
         wanted: &Ruleset,
         now: BootTime,
     ) -> Result<bool, FirewallError> {
-        let made = self.make(wanted, now, |batch| {
+        let made = self.make(wanted, now, |batch, mark| {
             if let Some(generation) = standing.generation {
                 batch.only_in(generation);
             }
             batch.delete_table();
-            batch.create_table();
+            batch.create_table(mark);
         });
         match made {
             Ok(()) => Ok(true),
@@ -143,6 +149,67 @@ mod tests {
             let before = firewall.standing(now).unwrap();
             assert!(firewall.rebuild_over(&before, &wanted, now).unwrap());
             assert!(firewall.is_in_place(now).unwrap());
+        });
+    }
+
+    #[test]
+    fn a_table_that_was_loaded_from_a_saved_listing_is_a_strangers() {
+        alone(|mut firewall| {
+            let now = BootTime::new(Duration::from_secs(100));
+            let end = End::At(now.plus(Duration::from_secs(3600)));
+            firewall.apply(&ruleset(&[("192.0.2.7", end)]), now).unwrap();
+            assert_eq!(firewall.standing(now).unwrap().maker, Maker::This);
+            let mut other = Firewall::open().unwrap();
+            let seen = other.standing(now).unwrap();
+            assert_eq!((seen.maker, seen.open.len()), (Maker::Other, 1));
+            for options in ["", "-j "] {
+                let saves = format!(
+                    "saved=$(nft {options}list ruleset) && nft flush ruleset && echo \"$saved\" | nft {options}-f -"
+                );
+                // The shell begins in the namespace of the thread that starts it.
+                let saved = std::process::Command::new("sh").args(["-c", &saves]).status();
+                assert!(saved.unwrap().success());
+                let loaded = firewall.standing(now).unwrap();
+                assert_eq!((loaded.maker, loaded.open.len()), (Maker::Stranger, 1));
+                assert!(
+                    firewall
+                        .rebuild_over(&loaded, &ruleset(&[("192.0.2.7", end)]), now)
+                        .unwrap()
+                );
+                assert_eq!(firewall.standing(now).unwrap().maker, Maker::This);
+            }
+            firewall.create(&ruleset(&[]), now).unwrap();
+            firewall.remove().unwrap();
+            assert!(other.create(&ruleset(&[]), now).unwrap());
+            assert_eq!(firewall.standing(now).unwrap().maker, Maker::Other);
+        });
+    }
+
+    #[test]
+    fn what_is_read_is_never_older_than_its_generation() {
+        alone(|mut firewall| {
+            let now = BootTime::new(Duration::from_secs(100));
+            let first = firewall.standing(now).unwrap().generation.unwrap();
+            assert_eq!(firewall.standing(now).unwrap().generation, Some(first));
+            let writer = std::thread::spawn(move || {
+                let mut other = Firewall::open().unwrap();
+                // The port says which generation this is.
+                for port in 1..=500 {
+                    let key = PortKey { port, ..SSH };
+                    let wanted = Ruleset::new(BTreeSet::from([key]), BTreeSet::new(), Duration::ZERO);
+                    other.rebuild(&wanted, now).unwrap();
+                }
+            });
+            while !writer.is_finished() {
+                let Ok(standing) = firewall.standing(now) else {
+                    continue;
+                };
+                let ports = standing.guarded.unwrap_or_default();
+                let Some(newest) = ports.last() else { continue };
+                let said = standing.generation.unwrap() - first;
+                assert!(said <= newest.port.into(), "{said}: {ports:?}");
+            }
+            writer.join().unwrap();
         });
     }
 }

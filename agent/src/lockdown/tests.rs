@@ -257,6 +257,94 @@ fn a_flushed_table_beside_an_agent_is_made_at_once_and_whole_when_the_disk_answe
     assert_eq!(flushed.past.len(), 2);
 }
 
+/// What the disk says beside an agent, each after so many milliseconds: that it works there, and what should hold.
+fn answers_after(in_use: u64, wanted: u64) -> (Answers, Ruleset) {
+    let mut whole = FakeTable::guarding(&[22, 3389]).ruleset.unwrap();
+    let end = clock().now().plus(Duration::from_secs(600));
+    whole.open(opening("192.0.2.2", 22), End::At(end));
+    let (say, found) = mpsc::channel();
+    let later = whole.clone();
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(in_use));
+        say.send(Answer::InUse).unwrap();
+        thread::sleep(Duration::from_millis(wanted));
+        say.send(Answer::Wanted(Box::new(later))).unwrap();
+        // Whoever listens no longer has what it needs.
+        say.send(Answer::NotFree(StateError::InUse("/nonexistent".into())))
+            .ok();
+    });
+    let answers = Answers {
+        found,
+        until: clock().now().plus(PATIENCE),
+        is_shut: false,
+        has_made: false,
+    };
+    (answers, whole)
+}
+
+#[test]
+fn a_flushed_table_beside_an_agent_is_made_whole_whichever_answer_is_slow() {
+    for (in_use, wanted) in [(0, 0), (400, 0), (0, 400), (400, 400)] {
+        let (answers, whole) = answers_after(in_use, wanted);
+        let mut flushed = FakeTable::default();
+        let done = shut_by(answers, Some(&file()), &mut flushed, &clock()).unwrap();
+        assert_eq!(done, applied(whole.clone()), "{in_use} {wanted}");
+        assert_eq!(flushed.ruleset, Some(whole), "{in_use} {wanted}");
+    }
+    // One that stands is the agent's own affair.
+    let (answers, _) = answers_after(400, 400);
+    let mut table = standing();
+    let done = shut_by(answers, Some(&file()), &mut table, &clock()).unwrap();
+    assert_eq!((done, table.past.len()), (LockedDown::AgentRuns, 1));
+    assert_eq!(table.ruleset.unwrap().openings().len(), 1);
+}
+
+#[test]
+fn what_others_do_to_other_tables_leaves_no_half_table_and_the_agents_own_stands() {
+    for busy in [1, ATTEMPTS - 1, ATTEMPTS] {
+        let (answers, whole) = answers_after(0, 400);
+        let mut flushed = FakeTable {
+            interruptions: vec![None; busy].into(),
+            ..FakeTable::default()
+        };
+        let done = shut_by(answers, Some(&file()), &mut flushed, &clock()).unwrap();
+        assert_eq!(
+            (done, &flushed.ruleset),
+            (applied(whole.clone()), &Some(whole)),
+            "{busy}"
+        );
+    }
+    // The last is what ours looks like without the disk, but made by the agent.
+    let agents = standing().ruleset.unwrap();
+    for made in [agents, file().ruleset_alone()] {
+        let (answers, _) = answers_after(0, 400);
+        let mut flushed = FakeTable {
+            interruptions: [None, Some(made.clone())].into(),
+            ..FakeTable::default()
+        };
+        let done = shut_by(answers, Some(&file()), &mut flushed, &clock()).unwrap();
+        assert_eq!((done, flushed.ruleset), (LockedDown::AgentRuns, Some(made)));
+    }
+}
+
+#[test]
+fn what_a_table_from_a_saved_listing_lets_in_is_shut_when_the_disk_hangs() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateDir::new(folder.path().to_owned());
+    let enrolment = slow_enrolment(&state);
+    let mut loaded = FakeTable {
+        maker: Maker::Stranger,
+        ..standing()
+    };
+    let brief = Duration::from_millis(10);
+    let error = shut(Some(&file()), &state, &mut loaded, &clock(), brief).unwrap_err();
+    assert!(matches!(error, NotLockedDown::DiskHangs), "{error}");
+    assert_eq!(loaded.ports(), Some(vec![22, 3389]));
+    assert!(loaded.ruleset.unwrap().openings().is_empty());
+    // Lets the threads go.
+    drop(std::fs::OpenOptions::new().write(true).open(enrolment));
+}
+
 #[test]
 fn without_the_hosts_own_file_the_policys_ports_are_shut_and_the_ledger_stays() {
     let sample = sample();
