@@ -83,7 +83,7 @@ unit-tests: prerequisites-test
 promises: unit-tests
 	cargo build --locked --profile ci --workspace --all-targets
 	@$(BIN)/nightlatch-lab sweep
-	$(CARGO_TEST) --test '*' -- --test-threads=2 $(if $(NIGHTLATCH_LONG),--include-ignored --show-output)
+	$(CARGO_TEST) $(if $(NIGHTLATCH_LONG),--no-fail-fast) --test '*' -- --test-threads=2 $(if $(NIGHTLATCH_LONG),--include-ignored --show-output)
 	$(BIN)/nightlatch-lab demo
 
 # What the guests install: the binaries of the tests as packages, and the agent's once more as an upgrade.
