@@ -15,7 +15,7 @@ impl Mark {
     }
 
     pub(super) fn encoded(self) -> Vec<u8> {
-        [&[KIND, LENGTH], NAME, &self.0.to_be_bytes()].concat()
+        [&[KIND, LENGTH][..], NAME, &self.0.to_be_bytes()].concat()
     }
 
     pub(super) fn parse(user_data: &[u8]) -> Option<Self> {

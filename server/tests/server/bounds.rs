@@ -151,8 +151,7 @@ async fn what_is_written_down_of_one_persons_denials_has_a_bound() {
     let mut call = ask(&["web-1"], 0);
     call.access_request.as_mut().unwrap().sources =
         (1..=32).map(|part| format!("192.0.2.{part}/32")).collect();
-    let answer = alice.request(call).await.unwrap_err();
-    assert!(answer.message.len() > 3000, "{}", answer.message);
+    assert!(alice.request(call).await.is_err());
     let denied = admin.events_of("access.denied").await.remove(0);
     assert!(denied.json.len() < 2500, "{denied:?}");
     assert_eq!(denied.reason, "SOURCE_NOT_ALLOWED");
