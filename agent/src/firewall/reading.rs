@@ -47,7 +47,7 @@ pub(crate) fn at_one_moment<T>(
     read: impl Fn(&mut Netlink) -> Result<T, FirewallError>,
 ) -> Result<T, FirewallError> {
     for _ in 1..LISTING_ATTEMPTS {
-        let before = netlink.generation()?;
+        let before = netlink.settled_generation()?;
         let found = read(netlink);
         if netlink.generation()? == before {
             return found;

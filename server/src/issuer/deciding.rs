@@ -160,7 +160,7 @@ impl Issuer {
     }
 }
 
-/// The answer has it in full.
+/// About as long as an answer has it.
 fn shortened(mut text: String) -> String {
     const MOST_CHARACTERS: usize = 500;
     if let Some((end, _)) = text.char_indices().nth(MOST_CHARACTERS) {
