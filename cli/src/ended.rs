@@ -31,10 +31,7 @@ impl Withdrawal {
         let (mut machines, mut withdrawn, mut left, mut grants) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for outcome in &request.outcomes {
-            let is_meant = |machine: &MachineRef| {
-                machine.is_named(&outcome.machine) || machine.is_named(&outcome.machine_id)
-            };
-            if !machine.is_none_or(is_meant) {
+            if !machine.is_none_or(|machine| machine.is(&outcome.machine, &outcome.machine_id)) {
                 continue;
             }
             machines.push(outcome.machine.clone());

@@ -9,7 +9,6 @@ use tokio::task::JoinSet;
 
 use crate::client::Client;
 use crate::client::calls::{GrantFilter, RequestFilter};
-use crate::client::refusal::Refusal;
 use crate::ended::{self, Ended, Withdrawal};
 use crate::failure::{Exit, Failure};
 use crate::grants::table;
@@ -184,10 +183,7 @@ async fn names(client: &Client, targets: &[Target]) -> Result<Vec<String>, Failu
 async fn check_all_on(client: &Client, names: &[String], machine: &MachineRef) -> Result<(), Failure> {
     for name in names {
         let at = places(client, name).await?;
-        if !at
-            .iter()
-            .any(|(place, id)| machine.is_named(place) || machine.is_named(id))
-        {
+        if !at.iter().any(|(place, id)| machine.is(place, id)) {
             let at: Vec<String> = at.into_iter().map(|(place, _)| place).collect();
             return Err(Failure::Elsewhere {
                 name: name.clone(),
@@ -206,20 +202,14 @@ async fn places(client: &Client, name: &str) -> Result<Vec<(String, String)>, Fa
         let places = outcomes
             .into_iter()
             .map(|outcome| (outcome.machine, outcome.machine_id));
-        Ok::<_, Failure>(places.collect())
+        Ok(places.collect())
     };
     if name.starts_with("accessRequests/") {
         return of_request(name.to_string()).await;
     }
-    match client.grant(name.to_string()).await {
-        // A bare id may be that of a request.
-        Err(Failure::Refused(refusal)) if refusal.is_unknown() => {
-            let request = name.replacen("grants/", "accessRequests/", 1);
-            let found = of_request(request).await;
-            found.map_err(|failure| request_unknown_too(failure, refusal))
-        }
-        found => found.map(|grant| vec![(grant.machine, grant.machine_id)]),
-    }
+    let grant = client.grant(name.to_string()).await;
+    let found = grant.map(|grant| vec![(grant.machine, grant.machine_id)]);
+    or_request(found, name, of_request).await
 }
 
 fn somebody_sits_there() -> bool {
@@ -314,15 +304,8 @@ async fn end_one(client: &Client, name: String, how: &How) -> Result<Ended, Fail
         Right::Own => client.end_grant(name.clone(), how.wait).await,
         Right::Anyones => client.revoke_grant(name.clone(), how.wait).await,
     };
-    match ended {
-        // A bare id may be that of a request.
-        Err(Failure::Refused(refusal)) if refusal.is_unknown() => {
-            let request = name.replacen("grants/", "accessRequests/", 1);
-            let withdrawn = withdraw(client, request, how).await;
-            withdrawn.map_err(|failure| request_unknown_too(failure, refusal))
-        }
-        ended => ended.map(|grant| Ended::Grant(Box::new(grant))),
-    }
+    let ended = ended.map(|grant| Ended::Grant(Box::new(grant)));
+    or_request(ended, &name, |request| withdraw(client, request, how)).await
 }
 
 async fn withdraw(client: &Client, name: String, how: &How) -> Result<Ended, Failure> {
@@ -331,10 +314,18 @@ async fn withdraw(client: &Client, name: String, how: &How) -> Result<Ended, Fai
     Ok(Ended::Request(Box::new(Withdrawal::new(request, machine))))
 }
 
-/// What is neither a grant nor a request is told as an unknown grant.
-fn request_unknown_too(failure: Failure, unknown_grant: Refusal) -> Failure {
-    match failure {
-        Failure::Refused(request) if request.is_unknown() => unknown_grant.into(),
-        other => other,
+/// A bare id that is none of a grant may be that of a request; what is neither is told as an unknown grant.
+async fn or_request<T, F: Future<Output = Result<T, Failure>>>(
+    found: Result<T, Failure>,
+    name: &str,
+    ask: impl FnOnce(String) -> F,
+) -> Result<T, Failure> {
+    let unknown = match found {
+        Err(Failure::Refused(refusal)) if refusal.is_unknown() => refusal,
+        found => return found,
+    };
+    match ask(name.replacen("grants/", "accessRequests/", 1)).await {
+        Err(Failure::Refused(refusal)) if refusal.is_unknown() => Err(unknown.into()),
+        found => found,
     }
 }

@@ -19,9 +19,10 @@ impl MachineRef {
         resource::policy(&self.0)
     }
 
-    /// By its name or its id, as a record has it.
-    pub(crate) fn is_named(&self, text: &str) -> bool {
-        self.to_string().eq_ignore_ascii_case(text)
+    /// Whether it is the machine of a record, by its name or its id.
+    pub(crate) fn is(&self, name: &str, id: &str) -> bool {
+        let given = self.to_string();
+        given.eq_ignore_ascii_case(name) || given.eq_ignore_ascii_case(id)
     }
 }
 

@@ -10,6 +10,9 @@ use nightlatch_proto::convert::resource::MachineRef;
 use crate::identity::ca::CertificateError;
 use crate::store::StoreError;
 
+/// The code of a refusal for want of a permission.
+pub const PERMISSION_MISSING: &str = "PERMISSION_MISSING";
+
 /// One variant per thing that a caller would do differently.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {

@@ -23,12 +23,9 @@ use crate::clock::Clock;
 use crate::identity::Kind;
 use crate::identity::peer::Peer;
 use crate::listener::Remote;
-use crate::refusal::Refusal;
+use crate::refusal::{PERMISSION_MISSING, Refusal};
 use crate::store::{Store, StoreError, machines, users};
 use crate::turned_away::TurnedAway;
-
-/// The code of a refusal for want of a permission.
-pub(super) const PERMISSION_MISSING: &str = "PERMISSION_MISSING";
 
 /// Whom a listener is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

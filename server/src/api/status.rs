@@ -5,9 +5,8 @@ use nightlatch_proto::error::{ASKED_FROM_ELSEWHERE, Problem, TOKEN};
 use tonic::{Code, Status};
 use tracing::error;
 
-use super::door::PERMISSION_MISSING;
 use crate::causes::in_one_line;
-use crate::refusal::{Denied, Refusal};
+use crate::refusal::{Denied, PERMISSION_MISSING, Refusal};
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {

@@ -18,7 +18,7 @@ use super::deciding::decide;
 use super::{Issuer, Signed};
 use crate::audit;
 use crate::causes::in_one_line;
-use crate::refusal::{Refusal, lapsed};
+use crate::refusal::{PERMISSION_MISSING, Refusal, lapsed};
 use crate::store::machines::Machine;
 use crate::store::requests::{Fate, Outcome, Request};
 use crate::store::{Change, StoreError, held, requests, users};
@@ -122,11 +122,14 @@ impl Issuer {
         let mut settled = Settled::Denied;
         let mut may_ask = BTreeMap::new();
         for request in &waiting {
-            if !may_ask.contains_key(&request.subject) {
-                let may = may_request(change, &request.subject).await?;
-                may_ask.insert(request.subject.clone(), may);
-            }
-            let may = may_ask.get(&request.subject).copied().unwrap_or_default();
+            let may = match may_ask.get(&request.subject) {
+                Some(may) => *may,
+                None => {
+                    let may = may_request(change, &request.subject).await?;
+                    may_ask.insert(&request.subject, may);
+                    may
+                }
+            };
             let fate = if bytes > longest {
                 denied(&too_much(DenialReason::TooLongTogether(longest)))
             } else {
@@ -181,7 +184,7 @@ impl Issuer {
                 Permission::RequestAccess
             );
             return Ok(Err(Fate::Denied {
-                reason: "PERMISSION_MISSING".to_owned(),
+                reason: PERMISSION_MISSING.to_owned(),
                 message,
             }));
         }

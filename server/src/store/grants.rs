@@ -241,22 +241,11 @@ pub async fn list(
         .bind(live_at.map_or(-1, Timestamp::micros))
         .bind(size.saturating_add(1));
     let rows = conditions.bind(query).rows(connection).await?;
-    let entry = |row: &AnyRow| {
-        let id = text(row, "id")?;
-        let read = or_left_out(listed(row), |error| {
-            warn!(grant = id, error, "a grant can't be read, so no list has it");
-        })?;
-        Ok((id, read))
+    let weight = |entry: &Listed| {
+        let Grant { sources, ports, .. } = &entry.grant;
+        600 + entry.justification.len() + sources.len() * 45 + ports.len() * 20
     };
-    let entries = rows.iter().map(entry).collect::<Result<_, StoreError>>()?;
-    let weight = |(_, read): &(String, Option<Listed>)| {
-        read.as_ref().map_or(0, |entry| {
-            let Grant { sources, ports, .. } = &entry.grant;
-            600 + entry.justification.len() + sources.len() * 45 + ports.len() * 20
-        })
-    };
-    let page = Page::cut(entries, size, "grants", |(id, _)| id.clone(), weight);
-    Ok(page.keep(|(_, read)| read))
+    Page::of_rows(&rows, size, "grants", listed, weight)
 }
 
 /// Takes a grant out of the assignment before its time.

@@ -6,7 +6,12 @@ use std::str::FromStr;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use sqlx::any::AnyRow;
+use tracing::warn;
+
+use super::StoreError;
 use super::connection::Statement;
+use super::row::{or_left_out, text};
 
 /// The page size where a call names none.
 pub const DEFAULT_SIZE: i64 = 100;
@@ -37,11 +42,26 @@ impl<T> Page<T> {
         Self { entries, next }
     }
 
-    /// Only what is `kept` of each entry; the next page begins where it did.
-    pub fn keep<U>(self, kept: impl FnMut(T) -> Option<U>) -> Page<U> {
-        let Self { entries, next } = self;
-        let entries = entries.into_iter().filter_map(kept).collect();
-        Page { entries, next }
+    /// As [`Self::cut`], by the column `id`, of what can be `read`: a damaged row is in no list, and hides no other.
+    pub(super) fn of_rows(
+        rows: &[AnyRow],
+        size: i64,
+        list: &str,
+        read: impl Fn(&AnyRow) -> Result<T, StoreError>,
+        bytes: impl Fn(&T) -> usize,
+    ) -> Result<Self, StoreError> {
+        let entry = |row: &AnyRow| {
+            let id = text(row, "id")?;
+            let entry = or_left_out(read(row), |error| {
+                warn!(list, id, error, "it can't be read, so no list has it");
+            })?;
+            Ok((id, entry))
+        };
+        let entries = rows.iter().map(entry).collect::<Result<_, StoreError>>()?;
+        let bytes = |(_, entry): &(String, Option<T>)| entry.as_ref().map_or(0, &bytes);
+        let Page { entries, next } = Page::cut(entries, size, list, |(id, _)| id.clone(), bytes);
+        let entries = entries.into_iter().filter_map(|(_, entry)| entry).collect();
+        Ok(Self { entries, next })
     }
 }
 

@@ -339,19 +339,8 @@ pub async fn list(
         .bind(size.saturating_add(1))
         .bind(waiting_after.map_or(i64::MIN, Timestamp::micros));
     let rows = conditions.bind(query).rows(connection).await?;
-    let listed = |row: &AnyRow| {
-        let id = text(row, "id")?;
-        let read = request(row);
-        let read = or_left_out(read, |error| {
-            warn!(request = id, error, "a request can't be read, so no list has it");
-        })?;
-        Ok((id, read))
-    };
-    let entries = rows.iter().map(listed).collect::<Result<_, StoreError>>()?;
     // Each may have 64 machines with a sentence.
-    let weight = |_: &(String, _)| 24 * 1024;
-    let page = Page::cut(entries, size, "requests", |(id, _)| id.clone(), weight);
-    Ok(page.keep(|(_, read)| read))
+    Page::of_rows(&rows, size, "requests", request, |_| 24 * 1024)
 }
 
 fn request(row: &AnyRow) -> Result<Request, StoreError> {

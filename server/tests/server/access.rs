@@ -394,10 +394,7 @@ async fn a_host_that_refuses_says_why_and_one_that_is_silent_keeps_nobody_waitin
 async fn requests_and_grants_of_others_are_shown_to_readers_only() {
     let world = World::begin().await;
     let (mut alice, mut admin) = world.two_people().await;
-    let bob = world
-        .person("bob", &[nightlatch_core::rights::Role::Requester])
-        .await;
-    let mut bob = world.client(&bob).await;
+    let mut bob = world.requester("bob").await;
     let _attending = connected(&world, "web-1").await;
     admin.set_policy("web-1", vec![ssh_rule()]).await;
     let request = alice.request(ask(&["web-1"], 10)).await.unwrap();
@@ -444,10 +441,7 @@ async fn requests_and_grants_of_others_are_shown_to_readers_only() {
 async fn calls_that_their_caller_may_not_make_are_written_down_within_bounds() {
     let world = World::begin().await;
     let (mut alice, mut admin) = world.two_people().await;
-    let bob = world
-        .person("bob", &[nightlatch_core::rights::Role::Requester])
-        .await;
-    let mut bob = world.client(&bob).await;
+    let mut bob = world.requester("bob").await;
     let _host = Host::enrol(&world, "web-1").await;
     admin.set_policy("web-1", vec![ssh_rule()]).await;
     let request = alice.request(ask(&["web-1"], 0)).await.unwrap();

@@ -238,8 +238,12 @@ impl World {
 
     /// A requester, and an administrator.
     pub(crate) async fn two_people(&self) -> (Client, Client) {
-        let alice = self.person("alice", &[Role::Requester]).await;
-        (self.client(&alice).await, self.client(&self.admin()).await)
+        (self.requester("alice").await, self.client(&self.admin()).await)
+    }
+
+    pub(crate) async fn requester(&self, name: &str) -> Client {
+        let person = self.person(name, &[Role::Requester]).await;
+        self.client(&person).await
     }
 }
 
