@@ -27,6 +27,7 @@ packages | test)
     ;;
 esac
 if [ "${1:-}" = test ]; then
+    need faketime faketime
     need hping3 hping3
     need mmdebstrap mmdebstrap
     need systemd-nspawn systemd-container

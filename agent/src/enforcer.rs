@@ -19,7 +19,7 @@ use nightlatch_proto::convert::agent::HostState;
 use tokio::sync::mpsc;
 
 use crate::causes::causes;
-use crate::clock::Clock;
+use crate::clock::{Clock, Reading};
 use crate::firewall::{Applied, FirewallError};
 use crate::outbox::{Entry, Outbox};
 use crate::server_link::{FromServer, ToServer};
@@ -102,6 +102,8 @@ pub struct Enforcer<G, D, C> {
     /// What the firewall does is what was due by then.
     applied_at: Option<BootTime>,
     marked_at: BootTime,
+    /// Since then no sleep of the host is unknown to the firewall.
+    awake_since: Reading,
     /// Closed by the record of that number, but without a receipt yet.
     closed: Vec<(GrantId, &'static str, u64)>,
     /// Refused before the daemon's start, perhaps without a receipt.
@@ -157,7 +159,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             reports,
             kernel_version,
         } = start;
-        let marked_at = clock.now();
+        let (marked_at, awake_since) = (clock.now(), clock.reading());
         let untold = ledger.untold().filter(|(id, _)| !fallen.contains(id));
         let closed = fallen
             .iter()
@@ -188,6 +190,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             gate_due_at: None,
             applied_at: None,
             marked_at,
+            awake_since,
             reported: VecDeque::new(),
             fallen: if fallen.is_empty() {
                 Fallen::None

@@ -54,6 +54,8 @@ pub struct Firewall {
     known: Known,
     found: Option<looks::Found>,
     mark: Mark,
+    /// How much longer than they should the flows that packets wrote would last.
+    slept: Duration,
 }
 
 /// What was done last, and holds as long as nobody else touches the table.
@@ -136,13 +138,14 @@ impl Firewall {
             known: Known::Nothing,
             found: None,
             mark: Mark::new(),
+            slept: Duration::ZERO,
         })
     }
 
     /// Makes the table equal to `wanted` in one transaction. An empty ruleset removes it.
     ///
     /// Openings that ended by themselves cost nothing. The kernel's timeouts don't count suspended time: after
-    /// a resume, ask [`Self::is_in_place`] or call [`Self::rebuild`].
+    /// a resume, call [`Self::slept`] first.
     ///
     /// # Errors
     /// The kernel's refusal, after which nothing has changed; or a lost answer.
@@ -159,6 +162,13 @@ impl Firewall {
             } if has_same_frame(&ruleset, wanted) => self.change(&ruleset, lengths, early, wanted, now),
             Known::Nothing | Known::NoTable | Known::Table { .. } => self.rebuild(wanted, now),
         }
+    }
+
+    /// The host was suspended for so long: the next [`Self::apply`] makes the table anew, with what is left by now.
+    pub fn slept(&mut self, length: Duration) {
+        self.slept = self.slept.saturating_add(length);
+        self.known = Known::Nothing;
+        self.found = None;
     }
 
     /// Makes the whole table anew in one transaction: no guarded port is open and no opening shut meanwhile.
@@ -219,8 +229,9 @@ impl Firewall {
         }
         let written_at = moment_of_writing(now, wanted.openings().len());
         put_openings(&mut batch, wanted, written_at);
-        put_remembered(&mut batch, remembered, wanted, now);
+        put_remembered(&mut batch, remembered, wanted, self.slept, now);
         self.netlink.transact(batch)?;
+        self.slept = Duration::ZERO;
         self.known = Known::Table {
             ruleset: wanted.clone(),
             lengths: wanted.prefix_lengths(),
@@ -330,6 +341,7 @@ fn put_remembered(
     batch: &mut Batch,
     remembered: Vec<(SetName, Vec<reading::Found>)>,
     wanted: &Ruleset,
+    slept: Duration,
     now: BootTime,
 ) {
     let count = remembered
@@ -339,6 +351,13 @@ fn put_remembered(
         });
     let lost = moment_of_writing(now.plus(REBUILD), count).since(now);
     for (set, found) in remembered {
+        // Whom the host serves must not be forgotten too early: answers to it would count as the host's own requests.
+        let slept = if matches!(set, SetName::Flows(_)) {
+            slept
+        } else {
+            Duration::ZERO
+        };
+        let lost = lost.saturating_add(slept);
         let elements = found.into_iter().filter_map(|(key, remaining)| {
             // What never ends was not written by us.
             let remaining = remaining?.saturating_sub(lost);

@@ -10,6 +10,7 @@
     )
 )]
 
+pub mod alarm;
 pub mod arguments;
 pub mod causes;
 pub mod certificate;

@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::alarm::{Alarm, SystemAlarm};
 use crate::causes::causes;
 use crate::clock::{Clock, NoClock, SystemClock};
 use crate::config::AgentConfig;
@@ -104,7 +105,8 @@ pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted
             _ = interrupt.recv() => {}
         }
     };
-    let held = hold(enforcer, from_server, Watchdog::new(), link, stop).await;
+    let alarm = SystemAlarm::new(clock);
+    let held = hold(enforcer, from_server, Watchdog::new(), alarm, link, stop).await;
     notify(&[NotifyState::Stopping]);
     tracing::info!("ends; the table stays and the kernel ends the openings");
     held
@@ -142,6 +144,7 @@ async fn hold<G: Gate, D: Disk, C: Clock>(
     enforcer: Enforcer<G, D, C>,
     from_server: mpsc::Receiver<FromServer>,
     notices: impl Notices,
+    alarm: impl Alarm,
     mut link: JoinHandle<()>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), NotStarted> {
@@ -152,7 +155,7 @@ async fn hold<G: Gate, D: Disk, C: Clock>(
             _ = &mut link => has_link = false,
         }
     };
-    let ran = enforcer.run(from_server, notices, end).await;
+    let ran = enforcer.run(from_server, notices, alarm, end).await;
     link.abort();
     ran?;
     if has_link {
@@ -340,13 +343,14 @@ mod tests {
         let held = async |link: JoinHandle<()>, is_told: bool| {
             let folder = tempfile::tempdir().unwrap();
             let state = StateDir::new(folder.path().to_owned());
+            let clock = FakeClock::new("2026-11-22T12:00:00Z".parse().unwrap());
             let start = recall(
                 HostRules::default(),
                 &state,
                 state.lock().unwrap(),
                 &enrollment(),
                 SigningKey::from_seed(&[3; 32]),
-                FakeClock::new("2026-11-22T12:00:00Z".parse().unwrap()),
+                clock.clone(),
                 FakeTable::guarding(&[22]),
             );
             let stop = async {
@@ -356,7 +360,8 @@ mod tests {
             };
             // The other end stays open: a link that is gone must not have to be missed by its silence.
             let (_to_enforcer, from_server) = mpsc::channel(1);
-            let held = hold(Enforcer::start(start.unwrap()), from_server, Nobody, link, stop);
+            let enforcer = Enforcer::start(start.unwrap());
+            let held = hold(enforcer, from_server, Nobody, clock, link, stop);
             tokio::time::timeout(Duration::from_secs(30), held).await
         };
         for link in [

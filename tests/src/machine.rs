@@ -1,7 +1,7 @@
 //! One machine: sshd, the agent, and the namespace they live in.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -29,6 +29,16 @@ max_ahead = "PT24H"
 widest_ipv4 = 0
 widest_ipv6 = 0
 "#;
+
+/// The library that answers whoever asks for the time in place of the kernel.
+fn faketime() -> Result<PathBuf> {
+    let folders = fs::read_dir("/usr/lib").context("reading /usr/lib")?;
+    let paths = folders
+        .flatten()
+        .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    let mut found = paths.filter(|path| path.exists());
+    found.next().context("libfaketime is missing (Debian: faketime)")
+}
 
 /// A guarded machine.
 #[derive(Clone, Copy)]
@@ -178,6 +188,19 @@ impl<'l> Machine<'l> {
     pub fn start_agent_on_small_disk(self, kib: u32) -> Result<SmallDisk> {
         let command = on_small_disk(&self.agent(&["run"]), &self.state(), kib);
         SmallDisk::of(self.start_agent_by(command)?, &self.state())
+    }
+
+    /// The same with a wall clock that is as far off as `off` says, in seconds (`+3600`), whenever that is written.
+    /// The clocks that only go forward stay true.
+    pub fn start_agent_by_false_clock(self, off: &Path) -> Result<Process> {
+        let mut command = self.exec("env");
+        command.arg(format!("LD_PRELOAD={}", faketime()?.display()));
+        command.arg(format!("FAKETIME_TIMESTAMP_FILE={}", off.display()));
+        command.args(["FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"]);
+        command.arg(self.lab.binary("nightlatch-agent"));
+        command.arg("--config").arg(self.config());
+        command.arg("--state").arg(self.state()).arg("run");
+        self.start_agent_by(command)
     }
 
     fn start_agent_by(self, mut command: Command) -> Result<Process> {

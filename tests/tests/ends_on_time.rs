@@ -52,6 +52,19 @@ fn with_agent_and_server_killed() -> Result<()> {
 }
 
 #[test]
+fn with_the_agent_stopped_until_after_the_end() -> Result<()> {
+    in_a_lab(1, Stage::Guarded, |lab| {
+        let agent = lab.machine(1).agent_process()?;
+        check(lab, lab.machine(1), |_| {
+            agent.signal(Signal::SIGSTOP);
+            Ok(())
+        })?;
+        agent.signal(Signal::SIGCONT);
+        check_agreement(lab)
+    })
+}
+
+#[test]
 fn with_everything_alive_on_several_machines_at_once() -> Result<()> {
     in_a_lab(4, Stage::Guarded, |lab| {
         thread::scope(|scope| {

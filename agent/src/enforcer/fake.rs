@@ -62,6 +62,8 @@ impl Gate for FakeTable {
         Ok(Applied::Rebuilt)
     }
 
+    fn slept(&mut self, _length: Duration) {}
+
     fn guarded(&mut self) -> Result<Option<BTreeSet<PortKey>>, FirewallError> {
         if self.is_unreadable {
             return Err(FirewallError::NoAnswer);

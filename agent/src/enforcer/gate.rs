@@ -1,6 +1,7 @@
 //! The firewall as its users need it.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use nightlatch_core::port::PortKey;
 use nightlatch_core::ruleset::Ruleset;
@@ -22,6 +23,9 @@ pub trait Gate {
     /// As [`Self::apply`].
     fn rebuild(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError>;
 
+    /// The host slept for so long, which the kernel's timeouts didn't count: the next [`Self::apply`] writes all anew.
+    fn slept(&mut self, length: Duration);
+
     /// The ports that the kernel's table guards, whoever made it; `None` if there is no table.
     ///
     /// # Errors
@@ -40,6 +44,10 @@ impl Gate for Firewall {
 
     fn rebuild(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError> {
         Self::rebuild(self, wanted, now)
+    }
+
+    fn slept(&mut self, length: Duration) {
+        Self::slept(self, length);
     }
 
     fn guarded(&mut self) -> Result<Option<BTreeSet<PortKey>>, FirewallError> {

@@ -1,4 +1,4 @@
-//! What the enforcer does when nobody speaks: deadlines, the look at the table, marks, and its end.
+//! What the enforcer does when nobody speaks: deadlines, the look at the table, marks, waking up, and its end.
 
 use std::future::Future;
 use std::time::Duration;
@@ -6,17 +6,18 @@ use std::time::Duration;
 use nightlatch_core::ledger::Record;
 use nightlatch_core::time::BootTime;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::timeout;
 
 use super::{Enforcer, Gate, MARK_INTERVAL};
+use crate::alarm::{Alarm, Rang};
 use crate::causes::causes;
 use crate::clock::Clock;
 use crate::server_link::FromServer;
-use crate::writer::Disk;
+use crate::writer::{Disk, Written};
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// Timers don't count suspended time, so none sleeps longer than this.
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// Two clocks that are read one after the other may seem this far apart.
+const SHORTEST_SLEEP: Duration = Duration::from_millis(10);
 /// What the disk has for what is still to be written when the daemon ends.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -34,6 +35,13 @@ pub trait Notices {
 #[error("nothing is written any more: start the agent again")]
 pub struct WriterEnded;
 
+/// What ends a wait of the loop.
+enum Occasion {
+    Rang(Rang),
+    Written(Written),
+    Heard(FromServer),
+}
+
 impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     /// Runs until `end`. The table stays as it is then.
     ///
@@ -43,11 +51,11 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         mut self,
         mut from_server: mpsc::Receiver<FromServer>,
         notices: impl Notices,
+        mut alarm: impl Alarm,
         end: impl Future<Output = ()>,
     ) -> Result<(), WriterEnded> {
         tokio::pin!(end);
-        let mut looks = interval(LOOK_INTERVAL);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look_at = self.clock.now();
         let mut was_in_force = false;
         loop {
             notices.alive();
@@ -55,15 +63,28 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
                 was_in_force = true;
                 notices.in_force();
             }
-            let pause = self.until_next(self.clock.now());
-            tokio::select! {
+            let due = self
+                .next_moment(self.clock.now())
+                .map_or(look_at, |next| next.min(look_at));
+            let occasion = tokio::select! {
                 biased;
                 () = &mut end => break,
                 // Before the server's words, so that however many there are the table is looked after.
-                _ = looks.tick() => self.look(),
-                () = sleep(pause) => {}
-                written = self.disk.written() => self.written(written.ok_or(WriterEnded)?),
-                Some(word) = from_server.recv() => self.hear(word),
+                rang = alarm.ring(due) => Occasion::Rang(rang),
+                written = self.disk.written() => Occasion::Written(written.ok_or(WriterEnded)?),
+                Some(word) = from_server.recv() => Occasion::Heard(word),
+            };
+            self.catch_up();
+            match occasion {
+                Occasion::Rang(rang) => {
+                    let now = self.clock.now();
+                    if rang == Rang::ClockSet || look_at <= now {
+                        self.look();
+                        look_at = now.plus(LOOK_INTERVAL);
+                    }
+                }
+                Occasion::Written(written) => self.written(written),
+                Occasion::Heard(word) => self.hear(word),
             }
             self.pass();
         }
@@ -90,15 +111,31 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         self.flush();
     }
 
-    fn until_next(&self, now: BootTime) -> Duration {
+    pub(super) fn next_moment(&self, now: BootTime) -> Option<BootTime> {
         let moments = [
             self.ledger.next_deadline(now),
             self.gate_due_at,
             self.ledger_lane.due_at(),
             self.receipts_lane.due_at(),
         ];
-        let next = moments.into_iter().flatten().min();
-        next.map_or(LONGEST_SLEEP, |next| next.since(now).min(LONGEST_SLEEP))
+        moments.into_iter().flatten().min()
+    }
+
+    /// Before anything else: while the host slept the kernel's timeouts stood still, so all are written anew.
+    pub(super) fn catch_up(&mut self) {
+        let reading = self.clock.reading();
+        let slept = reading.slept_since(self.awake_since);
+        if slept < SHORTEST_SLEEP {
+            return;
+        }
+        self.awake_since = reading;
+        tracing::warn!(
+            ?slept,
+            "the host slept; the kernel is told anew what is left of each opening"
+        );
+        self.gate.slept(slept);
+        self.enforce();
+        self.account();
     }
 
     /// What is due by now.

@@ -11,6 +11,7 @@ use nightlatch_core::signing::SigningKey;
 use nightlatch_core::time::BootId;
 
 use super::*;
+use crate::alarm::{Alarm, Rang};
 use crate::clock::fake::FakeClock;
 use crate::frame_file::NotWritten;
 use crate::outbox::Signer;
@@ -70,6 +71,13 @@ impl Gate for FakeGate {
             .push(format!("firewall with {} openings", wanted.openings().len()));
         *self.table.borrow_mut() = wanted.clone();
         Ok(Applied::Rebuilt)
+    }
+
+    fn slept(&mut self, length: Duration) {
+        self.effects
+            .borrow_mut()
+            .push(format!("slept {} s", length.as_secs()));
+        *self.table.borrow_mut() = Ruleset::default();
     }
 
     fn guarded(&mut self) -> Result<Option<BTreeSet<PortKey>>, FirewallError> {

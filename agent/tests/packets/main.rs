@@ -15,6 +15,7 @@ mod model;
 mod openings;
 mod redirects;
 mod sessions;
+mod sleep;
 mod tampering;
 mod udp;
 

@@ -178,7 +178,7 @@ async fn what_is_still_to_be_written_is_written_before_the_end() {
     assert!(disk.records.borrow().is_empty());
     let (_to_enforcer, from_server) = mpsc::channel(1);
     enforcer
-        .run(from_server, Told::default(), async {})
+        .run(from_server, Told::default(), FakeClock::new(at(0)), async {})
         .await
         .unwrap();
     assert!(!disk.records.borrow().is_empty());
@@ -194,7 +194,7 @@ async fn a_disk_that_never_answers_does_not_hold_up_the_end() {
     let begun = tokio::time::Instant::now();
     world
         .enforcer
-        .run(from_server, Told::default(), async {})
+        .run(from_server, Told::default(), FakeClock::new(at(0)), async {})
         .await
         .unwrap();
     assert!(begun.elapsed() < Duration::from_secs(20));
@@ -205,9 +205,12 @@ async fn an_agent_whose_writer_fell_over_ends_with_an_error() {
     let world = World::connected();
     world.faults.borrow_mut().gone = true;
     let (_to_enforcer, from_server) = mpsc::channel(1);
-    let run = world
-        .enforcer
-        .run(from_server, Told::default(), std::future::pending());
+    let run = world.enforcer.run(
+        from_server,
+        Told::default(),
+        FakeClock::new(at(0)),
+        std::future::pending(),
+    );
     let ended = tokio::time::timeout(Duration::from_secs(10), run).await;
     assert_eq!(ended.unwrap(), Err(WriterEnded));
 }
