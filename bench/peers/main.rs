@@ -20,10 +20,11 @@ mod spawned_nft;
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use nightlatch_bench::conditions::Conditions;
 use nightlatch_bench::{document, keeper};
 use nightlatch_tests::plan::binaries_beside;
 use nightlatch_tests::scratch;
@@ -95,11 +96,12 @@ fn main() -> Result<()> {
             if arguments.quick { 11 } else { 14 }
         );
     }
-    let begin = Instant::now();
+    let conditions = Conditions::begin()?;
     let mut found = Vec::new();
     for mut peer in peers {
         let name = peer.name();
-        let progress = |step: &str| eprintln!("[{:4.0} s] {name}: {step}", begin.elapsed().as_secs_f64());
+        let progress =
+            |step: &str| eprintln!("[{:4.0} s] {name}: {step}", conditions.elapsed().as_secs_f64());
         let examined = examine(peer.as_mut(), amount, progress);
         keeper::hold();
         place::remove_all();
@@ -111,7 +113,7 @@ fn main() -> Result<()> {
     } else {
         "nightlatch-bench-peers"
     };
-    let text = report::text(&found, command, begin.elapsed())?;
+    let text = report::text(&found, command, &conditions)?;
     println!("{text}");
     if let Some(docs) = arguments.docs {
         let chart = docs.join("peers.svg");

@@ -1,13 +1,11 @@
 //! What was found, side by side.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nightlatch_bench::chart::{self, Bar, Group};
+use nightlatch_bench::conditions::Conditions;
 use nightlatch_bench::document::{Table, distribution, grouped, short};
 use nightlatch_bench::figures::Figures;
 use nightlatch_bench::footprint::Footprint;
-use nightlatch_bench::moment;
 
 use crate::examination::{AFTER, Daemons, Ends, Examined, Flushed, Under};
 use crate::many::{Many, WITHIN};
@@ -42,11 +40,7 @@ impl Notes {
 
 const NOTHING: &str = "–";
 
-pub(crate) fn text(found: &[Found], command: &str, took: Duration) -> Result<String> {
-    let date = moment::now()?.to_string();
-    let kernel = nix::sys::utsname::uname().context("asking for the kernel")?;
-    let processors = std::thread::available_parallelism().context("counting processors")?;
-    let load = std::fs::read_to_string("/proc/loadavg").context("reading /proc/loadavg")?;
+pub(crate) fn text(found: &[Found], command: &str, conditions: &Conditions) -> Result<String> {
     let mut notes = Notes::default();
     let tables = [
         asks(found, &mut notes),
@@ -61,12 +55,8 @@ pub(crate) fn text(found: &[Found], command: &str, took: Duration) -> Result<Str
         format!("\n### What is missing above, and why\n{}", notes.0)
     };
     Ok(format!(
-        "Measured on {} by `{command}` in {:.0} s: Linux {}, {processors} processors, load {} at the end, all in \
-         one run.\n\n{}{missing}",
-        date.split('T').next().unwrap_or_default(),
-        took.as_secs_f64(),
-        kernel.release().to_string_lossy(),
-        load.split(' ').next().unwrap_or_default(),
+        "{}, all in one run.\n\n{}{missing}",
+        conditions.text(command)?,
         tables.join("\n"),
     ))
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 pub mod caller;
 pub mod chart;
+pub mod conditions;
 pub mod document;
 pub mod doors;
 pub mod figures;

@@ -17,10 +17,10 @@ mod world;
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use nightlatch_bench::conditions::Conditions;
 use nightlatch_bench::{document, keeper};
 use nightlatch_tests::lab::Lab;
 use nightlatch_tests::plan::{LabName, binaries_beside};
@@ -88,15 +88,15 @@ fn main() -> Result<()> {
         return down;
     }
     eprintln!("this takes {} on a quiet machine", sizes.expected);
-    let begin = Instant::now();
+    let conditions = Conditions::begin()?;
     let surveyed = survey::survey(&name, binaries, &sizes, |step| {
-        eprintln!("[{:4.0} s] {step}", begin.elapsed().as_secs_f64());
+        eprintln!("[{:4.0} s] {step}", conditions.elapsed().as_secs_f64());
     });
     keeper::hold();
     let down = Lab::down(&name);
     let survey = surveyed?;
     down?;
-    let text = report::text(&survey, &profile, quick, begin.elapsed())?;
+    let text = report::text(&survey, &profile, quick, &conditions)?;
     println!("{text}");
     if let Some(docs) = docs {
         let chart = docs.join("performance.svg");

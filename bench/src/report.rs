@@ -1,15 +1,13 @@
 //! The figures as tables and as a chart.
 
-use std::fs;
 use std::iter;
-use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nightlatch_bench::caller::AT_ONCE;
 use nightlatch_bench::chart::{self, Bar, Group};
+use nightlatch_bench::conditions::Conditions;
 use nightlatch_bench::document::{Table, distribution, grouped, short};
 use nightlatch_bench::figures::Figures;
-use nightlatch_bench::moment;
 
 use crate::aims;
 use crate::asks::Asks;
@@ -17,9 +15,9 @@ use crate::survey::{Burst, Footprints, Survey, Under};
 use crate::world::DOORS;
 
 /// Everything, as Markdown.
-pub(crate) fn text(survey: &Survey, profile: &str, quick: bool, took: Duration) -> Result<String> {
+pub(crate) fn text(survey: &Survey, profile: &str, quick: bool, conditions: &Conditions) -> Result<String> {
     let parts = [
-        conditions(profile, quick, took)?,
+        head(profile, quick, conditions)?,
         aims::table(survey),
         asks(survey),
         ends(survey),
@@ -30,23 +28,15 @@ pub(crate) fn text(survey: &Survey, profile: &str, quick: bool, took: Duration) 
     Ok(parts.join("\n"))
 }
 
-fn conditions(profile: &str, quick: bool, took: Duration) -> Result<String> {
-    let date = moment::now()?.to_string();
-    let date = date.split('T').next().unwrap_or_default();
-    let kernel = nix::sys::utsname::uname().context("asking for the kernel")?;
-    let processors = std::thread::available_parallelism().context("counting processors")?;
-    let load = fs::read_to_string("/proc/loadavg").context("reading /proc/loadavg")?;
-    let load = load.split(' ').next().unwrap_or_default();
+fn head(profile: &str, quick: bool, conditions: &Conditions) -> Result<String> {
     let command = if quick {
         "nightlatch-bench --quick"
     } else {
         "make bench"
     };
     Ok(format!(
-        "Measured on {date} by `{command}` in {:.0} s: profile {profile}, Linux {}, {processors} processors, load {load} \
-         at the end. All of it is one run, so that ratios hold where absolute figures depend on the machine.\n",
-        took.as_secs_f64(),
-        kernel.release().to_string_lossy(),
+        "{}, profile {profile}. All of it is one run, so that ratios hold where absolute figures depend on the machine.\n",
+        conditions.text(command)?
     ))
 }
 

@@ -251,6 +251,8 @@ async fn prepare(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
         "PRAGMA journal_mode = WAL",
         "PRAGMA synchronous = FULL",
         "PRAGMA foreign_keys = ON",
+        // Else what may have to be taken back goes to a temporary file, one with each change.
+        "PRAGMA temp_store = MEMORY",
         // Pages in the log, from which on the commit itself moves them. See `Store::tidy`.
         "PRAGMA wal_autocheckpoint = 8000",
     ] {
