@@ -20,16 +20,19 @@ use tokio::sync::mpsc;
 
 use crate::causes::causes;
 use crate::clock::{Clock, Reading};
-use crate::firewall::{Applied, FirewallError};
+use crate::firewall::{Applied, FirewallError, Touch};
 use crate::outbox::{Entry, Outbox};
 use crate::server_link::{FromServer, ToServer};
 use crate::writer::Disk;
+use fight::Fight;
 use lane::Lane;
 use taking::Unanswered;
 
+mod fight;
 mod gate;
 mod lane;
 mod life;
+mod repair;
 mod taking;
 mod telling;
 mod writing;
@@ -99,6 +102,10 @@ pub struct Enforcer<G, D, C> {
     /// Assignments that memory has and the disk not yet.
     unanswered: VecDeque<Unanswered>,
     gate_due_at: Option<BootTime>,
+    /// What others do to the table, as the kernel tells it; and what of it is to be looked after.
+    touches: mpsc::Receiver<Touch>,
+    touched: Option<Touch>,
+    fight: Fight,
     /// What the firewall does is what was due by then.
     applied_at: Option<BootTime>,
     marked_at: BootTime,
@@ -188,6 +195,9 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             needs_whole,
             unanswered: VecDeque::new(),
             gate_due_at: None,
+            touches: mpsc::channel(1).1,
+            touched: None,
+            fight: Fight::default(),
             applied_at: None,
             marked_at,
             awake_since,
@@ -209,6 +219,12 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         enforcer.enforce();
         enforcer.flush();
         enforcer
+    }
+
+    /// Hears of what others do to the table, instead of finding it at the next look only.
+    #[must_use]
+    pub fn watching(self, touches: mpsc::Receiver<Touch>) -> Self {
+        Self { touches, ..self }
     }
 
     /// Takes one word of the link.

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 mod batch;
 mod bytecode;
 mod changes;
+mod drift;
 mod looks;
 mod mark;
 mod netlink;
@@ -25,12 +26,17 @@ mod set;
 mod standing;
 mod table;
 mod tampering;
+mod touch;
+mod watch;
 
+pub use drift::Drift;
 pub use mark::Maker;
 pub(crate) use mark::Mark;
 pub use reading::TableState;
 pub use rendering::rendering;
 pub use standing::Standing;
+pub use touch::{Process, Touch};
+pub use watch::watch;
 
 use crate::causes::causes;
 use batch::Batch;
@@ -140,6 +146,11 @@ impl Firewall {
             mark: Mark::new(),
             slept: Duration::ZERO,
         })
+    }
+
+    /// The number of its socket, by which the kernel tells its changes from those of others.
+    pub const fn port(&self) -> u32 {
+        self.netlink.port()
     }
 
     /// Makes the table equal to `wanted` in one transaction. An empty ruleset removes it.

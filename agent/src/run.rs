@@ -15,7 +15,7 @@ use crate::causes::causes;
 use crate::clock::{Clock, NoClock, SystemClock};
 use crate::config::AgentConfig;
 use crate::enforcer::{Enforcer, Gate, Notices, Sound, Start, Table, WriterEnded};
-use crate::firewall::{Firewall, FirewallError};
+use crate::firewall::{Firewall, FirewallError, watch};
 use crate::identity::{Enrollment, Identity, NoIdentity};
 use crate::meanwhile;
 use crate::outbox::{Outbox, Signer};
@@ -89,7 +89,10 @@ pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted
         known: known.clone(),
     };
     let tls = server_tls::client_config(pin, Some(client)).map_err(NotStarted::Tls)?;
-    let enforcer = Enforcer::start(start);
+    let (heard, touches) = mpsc::channel(QUEUE);
+    // Ends with the daemon: nobody listens then.
+    let _watch = tokio::spawn(watch(start.gate.port(), heard));
+    let enforcer = Enforcer::start(start).watching(touches);
     let (to_enforcer, from_server) = mpsc::channel(QUEUE);
     let link = ServerLink {
         addresses: enrollment.agent_addresses,

@@ -7,7 +7,7 @@ use nightlatch_core::port::PortKey;
 use nightlatch_core::ruleset::End;
 
 use super::*;
-use crate::firewall::{Beside, Maker, Mark, Standing, TableState};
+use crate::firewall::{Beside, Drift, Maker, Mark, Standing, TableState};
 
 #[derive(Default)]
 pub(crate) struct FakeTable {
@@ -47,8 +47,8 @@ impl Gate for FakeTable {
         self.rebuild(wanted, now)
     }
 
-    fn is_in_place(&mut self, _now: BootTime) -> Result<bool, FirewallError> {
-        Ok(true)
+    fn drift(&mut self, _now: BootTime) -> Result<Option<Drift>, FirewallError> {
+        Ok(None)
     }
 
     fn rebuild(&mut self, wanted: &Ruleset, _now: BootTime) -> Result<Applied, FirewallError> {

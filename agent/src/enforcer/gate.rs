@@ -7,7 +7,7 @@ use nightlatch_core::port::PortKey;
 use nightlatch_core::ruleset::Ruleset;
 use nightlatch_core::time::BootTime;
 
-use crate::firewall::{Applied, Beside, Firewall, FirewallError, Standing};
+use crate::firewall::{Applied, Beside, Drift, Firewall, FirewallError, Standing};
 
 /// The firewall as the enforcer needs it.
 pub trait Gate {
@@ -15,9 +15,11 @@ pub trait Gate {
     /// The table is not what it should be; the next call makes it anew.
     fn apply(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError>;
 
+    /// In what the table isn't what was applied last.
+    ///
     /// # Errors
     /// It can't be said.
-    fn is_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError>;
+    fn drift(&mut self, now: BootTime) -> Result<Option<Drift>, FirewallError>;
 
     /// # Errors
     /// As [`Self::apply`].
@@ -38,8 +40,8 @@ impl Gate for Firewall {
         Self::apply(self, wanted, now)
     }
 
-    fn is_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError> {
-        Self::is_still_in_place(self, now)
+    fn drift(&mut self, now: BootTime) -> Result<Option<Drift>, FirewallError> {
+        self.drift_since(now)
     }
 
     fn rebuild(&mut self, wanted: &Ruleset, now: BootTime) -> Result<Applied, FirewallError> {

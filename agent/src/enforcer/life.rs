@@ -10,8 +10,8 @@ use tokio::time::timeout;
 
 use super::{Enforcer, Gate, MARK_INTERVAL};
 use crate::alarm::{Alarm, Rang};
-use crate::causes::causes;
 use crate::clock::Clock;
+use crate::firewall::Touch;
 use crate::server_link::FromServer;
 use crate::writer::{Disk, Written};
 
@@ -38,6 +38,7 @@ pub struct WriterEnded;
 /// What ends a wait of the loop.
 enum Occasion {
     Rang(Rang),
+    Touched(Touch),
     Written(Written),
     Heard(FromServer),
 }
@@ -71,6 +72,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
                 () = &mut end => break,
                 // Before the server's words, so that however many there are the table is looked after.
                 rang = alarm.ring(due) => Occasion::Rang(rang),
+                Some(touch) = self.touches.recv() => Occasion::Touched(touch),
                 written = self.disk.written() => Occasion::Written(written.ok_or(WriterEnded)?),
                 Some(word) = from_server.recv() => Occasion::Heard(word),
             };
@@ -83,6 +85,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
                         look_at = now.plus(LOOK_INTERVAL);
                     }
                 }
+                Occasion::Touched(touch) => self.touched(touch),
                 Occasion::Written(written) => self.written(written),
                 Occasion::Heard(word) => self.hear(word),
             }
@@ -115,6 +118,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         let moments = [
             self.ledger.next_deadline(now),
             self.gate_due_at,
+            self.touch_due_at(),
             self.ledger_lane.due_at(),
             self.receipts_lane.due_at(),
         ];
@@ -141,6 +145,9 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     /// What is due by now.
     pub(super) fn pass(&mut self) {
         let now = self.clock.now();
+        if self.touch_due_at().is_some_and(|due| due <= now) {
+            self.look_at_table(now);
+        }
         if self.gate_due_at.is_some_and(|due| due <= now) || !self.ledger.unreported(now).is_empty() {
             self.enforce();
             self.account();
@@ -151,26 +158,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     /// Looks whether the table is still ours, and after everything else that can go wrong unseen.
     pub(super) fn look(&mut self) {
         let now = self.clock.now();
-        match self.gate.is_in_place(now) {
-            Ok(true) => {}
-            // What failed is tried again anyway.
-            Ok(false) if self.gate_due_at.is_some() => {}
-            Ok(false) => {
-                tracing::error!("the table was changed by others or lags behind; it is made anew");
-                self.report_event(
-                    "TABLE_REPAIRED",
-                    "the table was changed or removed by others and made anew".to_owned(),
-                );
-                self.rebuild();
-            }
-            Err(error) => {
-                tracing::error!(
-                    error = %causes(&error),
-                    "the table can't be read; it is made anew"
-                );
-                self.rebuild();
-            }
-        }
+        self.look_at_table(now);
         self.account();
         self.watch_disk();
         if now.since(self.marked_at) >= MARK_INTERVAL {

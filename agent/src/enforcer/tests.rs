@@ -13,6 +13,7 @@ use nightlatch_core::time::BootId;
 use super::*;
 use crate::alarm::{Alarm, Rang};
 use crate::clock::fake::FakeClock;
+use crate::firewall::Drift;
 use crate::frame_file::NotWritten;
 use crate::outbox::Signer;
 use crate::server_link::{Report, Taken};
@@ -58,8 +59,8 @@ impl Gate for FakeGate {
         self.rebuild(wanted, now)
     }
 
-    fn is_in_place(&mut self, _now: BootTime) -> Result<bool, FirewallError> {
-        Ok(!self.table.borrow().is_empty())
+    fn drift(&mut self, _now: BootTime) -> Result<Option<Drift>, FirewallError> {
+        Ok(self.table.borrow().is_empty().then_some(Drift::NoTable))
     }
 
     fn rebuild(&mut self, wanted: &Ruleset, _now: BootTime) -> Result<Applied, FirewallError> {

@@ -276,6 +276,14 @@ pub(crate) fn is_same_rule(sent: &Rule, found: &[ListAttribute<ExpressionAttribu
             .all(|(sent, found)| is_same_expression(sent, found))
 }
 
+/// Whether a rule found in the kernel lets packets through by itself.
+pub(crate) fn accepts(found: &[ListAttribute<ExpressionAttribute>]) -> bool {
+    let accept = || expressions(&vec![Step::Accept]).into_iter();
+    found
+        .iter()
+        .any(|found| accept().any(|accept| is_same_expression(accept, found)))
+}
+
 fn is_same_expression(sent: Expressions, found: &ListAttribute<ExpressionAttribute>) -> bool {
     let ListAttribute::Element(found) = found else {
         return false;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use nightlatch_core::ruleset::Ruleset;
 use nightlatch_core::time::BootTime;
 
-use super::tampering::is_as_wanted;
-use super::{Beside, Firewall, FirewallError, Known, Table, TableState, reading};
+use super::drift::{ElementFault, ForeignElement};
+use super::{Beside, Drift, Firewall, FirewallError, Known, Table, TableState, reading, tampering};
 
 /// The whole table is looked at this often, whatever the kernel says.
 const THOROUGH_INTERVAL: Duration = Duration::from_secs(60);
@@ -51,53 +51,73 @@ impl Found {
 }
 
 impl Firewall {
-    /// As [`Self::is_in_place`], at next to no cost if the kernel says that nobody changed anything since it last was.
+    /// As [`Self::drift`], at next to no cost if the kernel says that nobody changed anything since there was none.
     ///
     /// # Errors
     /// The table could not be read.
-    pub fn is_still_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError> {
+    pub fn drift_since(&mut self, now: BootTime) -> Result<Option<Drift>, FirewallError> {
         let generation = self.netlink.generation()?;
         let before = self.found.take();
         self.found = before
             .zip(generation)
             .and_then(|(found, generation)| found.still(generation, now));
         if self.found.is_some() {
-            return Ok(true);
+            return Ok(None);
         }
-        let is_in_place = self.is_in_place(now)?;
+        let drift = self.drift(now)?;
         let found = |generation| Found::thoroughly(before, generation, now);
-        self.found = generation.filter(|_| is_in_place).map(found);
-        Ok(is_in_place)
+        self.found = generation.filter(|_| drift.is_none()).map(found);
+        Ok(drift)
     }
 
-    /// Whether the kernel's table still is what was applied last, apart from openings that ended by themselves.
+    /// In what the kernel's table is not what was applied last, apart from openings that ended by themselves.
     ///
     /// # Errors
     /// The table could not be read.
-    pub fn is_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError> {
+    pub fn drift(&mut self, now: BootTime) -> Result<Option<Drift>, FirewallError> {
         match &self.known {
-            Known::Nothing => Ok(false),
-            Known::NoTable => Ok(!reading::exists(&mut self.netlink)?),
+            Known::Nothing => Ok(Some(Drift::Unknown)),
+            Known::NoTable => Ok(reading::exists(&mut self.netlink)?.then_some(Drift::NeedlessTable)),
             Known::Table {
                 ruleset,
                 lengths,
                 early,
             } => {
                 let table = Table::with_lengths(ruleset, lengths);
-                if reading::foreign_part(&mut self.netlink, &table)?.is_some() {
-                    return Ok(false);
+                if let Some(drift) = reading::frame_drift(&mut self.netlink, &table)? {
+                    return Ok(Some(drift));
                 }
                 for set in table.sets.iter().filter(|set| !set.name.is_learning()) {
-                    let Some(found) = reading::all_elements(&mut self.netlink, set.name)? else {
-                        return Ok(false);
+                    let (found, has_strange) = reading::all_elements(&mut self.netlink, set.name)?;
+                    let drift = if has_strange {
+                        let what = ElementFault::Added;
+                        Some(Drift::Element(ForeignElement { set: set.name, what }))
+                    } else {
+                        tampering::drift(ruleset, set, found, *early, now)
                     };
-                    if !is_as_wanted(ruleset, set, found, *early, now) {
-                        return Ok(false);
+                    if drift.is_some() {
+                        return Ok(drift);
                     }
                 }
-                Ok(true)
+                Ok(None)
             }
         }
+    }
+
+    /// Whether there is no [`Self::drift`].
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub fn is_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError> {
+        Ok(self.drift(now)?.is_none())
+    }
+
+    /// Whether there is no [`Self::drift_since`].
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub fn is_still_in_place(&mut self, now: BootTime) -> Result<bool, FirewallError> {
+        Ok(self.drift_since(now)?.is_none())
     }
 
     /// What the kernel holds now, whoever wrote it, beside the flags, sets, chains and rules of `wanted`; `None` if there
@@ -113,7 +133,7 @@ impl Firewall {
             // A length that is no longer in use may keep its set.
             let lengths = reading::prefix_lengths(netlink)?;
             let table = Table::with_lengths(wanted, &lengths);
-            let foreign_part = reading::foreign_part(netlink, &table)?;
+            let foreign_part = reading::frame_drift(netlink, &table)?.map(Drift::part);
             Ok(Some(Beside { found, foreign_part }))
         })
     }

@@ -25,7 +25,7 @@ const PATIENCE_SECONDS: i64 = 5;
 const SEND_BUFFER: usize = 64 << 20;
 const RECEIVE_BUFFER: usize = 8 << 20;
 /// The kernel fills at most 32 KiB for one read of a listing.
-const READ: usize = 64 << 10;
+pub(crate) const READ: usize = 64 << 10;
 /// A listing that the table changed under is read again, so many times.
 pub(crate) const LISTING_ATTEMPTS: usize = 8;
 
@@ -36,6 +36,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(1);
 /// The socket to nf_tables of one network namespace.
 pub(crate) struct Netlink {
     socket: Socket,
+    port: u32,
     sequence: u32,
     #[cfg(test)]
     pub(crate) answers_no_question: bool,
@@ -45,32 +46,29 @@ impl Netlink {
     /// In the network namespace of the calling thread, in which it stays.
     pub(crate) fn open() -> Result<Self, FirewallError> {
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(no_socket)?;
-        socket.bind_auto().map_err(FirewallError::Socket)?;
-        socket
-            .connect(&SocketAddr::new(0, 0))
-            .map_err(FirewallError::Socket)?;
-        // Refusals come without a copy of what was refused, or a large one wouldn't fit the buffer.
-        socket.set_cap_ack(true).map_err(FirewallError::Socket)?;
+        prepare(&mut socket, RECEIVE_BUFFER)?;
         let wait = TimeVal::seconds(PATIENCE_SECONDS);
-        let options = setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &wait)
-            // Beyond the limits of net.core only with CAP_NET_ADMIN in the first user namespace.
+        setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &wait)
             .and_then(|()| {
                 setsockopt(&socket.as_fd(), sockopt::SndBufForce, &SEND_BUFFER)
                     .or_else(|_| setsockopt(&socket.as_fd(), sockopt::SndBuf, &SEND_BUFFER))
             })
-            .and_then(|()| {
-                setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &RECEIVE_BUFFER)
-                    .or_else(|_| setsockopt(&socket.as_fd(), sockopt::RcvBuf, &RECEIVE_BUFFER))
-            });
-        options.map_err(|errno| FirewallError::Socket(errno.into()))?;
+            .map_err(|errno| FirewallError::Socket(errno.into()))?;
+        let mut address = SocketAddr::new(0, 0);
+        socket.get_address(&mut address).map_err(FirewallError::Socket)?;
         let mut netlink = Self {
             socket,
+            port: address.port_number(),
             sequence: 0,
             #[cfg(test)]
             answers_no_question: false,
         };
         netlink.probe()?;
         Ok(netlink)
+    }
+
+    pub(crate) const fn port(&self) -> u32 {
+        self.port
     }
 
     /// Any nf_tables tells its generation to those who may change it.
@@ -314,6 +312,20 @@ impl NetlinkDeserializable for Answer {
             .map(|attributes| Self(attributes.to_vec()))
             .ok_or_else(|| DecodeError::from("no header"))
     }
+}
+
+/// Hears only the kernel.
+pub(crate) fn prepare(socket: &mut Socket, receive_buffer: usize) -> Result<(), FirewallError> {
+    socket.bind_auto().map_err(FirewallError::Socket)?;
+    socket
+        .connect(&SocketAddr::new(0, 0))
+        .map_err(FirewallError::Socket)?;
+    // Refusals come without a copy of what was refused, or a large one wouldn't fit the buffer.
+    socket.set_cap_ack(true).map_err(FirewallError::Socket)?;
+    // Beyond the limits of net.core only with CAP_NET_ADMIN in the first user namespace.
+    setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &receive_buffer)
+        .or_else(|_| setsockopt(&socket.as_fd(), sockopt::RcvBuf, &receive_buffer))
+        .map_err(|errno| FirewallError::Socket(errno.into()))
 }
 
 /// A kernel without nfnetlink knows no such protocol, one without netlink no such family (socket(2)).

@@ -1,5 +1,6 @@
 //! What the kernel holds now: for `status`, for carrying learnt flows over a rebuild, and to notice tampering.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -14,9 +15,10 @@ use nightlatch_core::port::{PortKey, Protocol};
 use nightlatch_core::prefix::{Family, Prefix};
 use nightlatch_core::ruleset::OpeningKey;
 
+use super::drift::{Drift, ForeignRule, RuleFault};
 use super::netlink::{self, LISTING_ATTEMPTS, Netlink};
 use super::set::{Key, KeyPart, SetName, Value};
-use super::table::{DENIED, TABLE, Table};
+use super::table::{Chain, DENIED, TABLE, Table};
 use super::{FirewallError, Mark};
 use super::{batch, bytecode};
 
@@ -142,17 +144,12 @@ pub(crate) fn counted(netlink: &mut Netlink) -> Result<Counted, FirewallError> {
 
 /// The elements of a set, but those that we could never have written; none if there is no such set.
 pub(crate) fn elements(netlink: &mut Netlink, set: SetName) -> Result<Vec<Found>, FirewallError> {
-    Ok(listed(netlink, set)?.0)
+    Ok(all_elements(netlink, set)?.0)
 }
 
-/// The elements of a set; `None` if there is one that we could never have written.
-pub(crate) fn all_elements(netlink: &mut Netlink, set: SetName) -> Result<Option<Vec<Found>>, FirewallError> {
-    let (found, has_strange) = listed(netlink, set)?;
-    Ok((!has_strange).then_some(found))
-}
-
-/// While the kernel resizes a hash set, or packets fill it, a listing repeats some elements and may lack others.
-fn listed(netlink: &mut Netlink, set: SetName) -> Result<(Vec<Found>, bool), FirewallError> {
+/// The elements of a set, and whether there is one that we could never have written. While the kernel resizes a hash
+/// set, or packets fill it, a listing repeats some elements and may lack others.
+pub(crate) fn all_elements(netlink: &mut Netlink, set: SetName) -> Result<(Vec<Found>, bool), FirewallError> {
     let mut all: BTreeMap<Vec<u8>, Found> = BTreeMap::new();
     let mut has_strange = false;
     for _ in 0..LISTING_ATTEMPTS {
@@ -193,18 +190,17 @@ fn listed_once(netlink: &mut Netlink, set: SetName) -> Result<Vec<Option<Found>>
     Ok(found)
 }
 
-/// Which of flags, sets, chains and rules are not those of `table`, no more and no less. Elements are compared elsewhere.
-pub(crate) fn foreign_part(
-    netlink: &mut Netlink,
-    table: &Table,
-) -> Result<Option<&'static str>, FirewallError> {
+/// What of flags, sets, chains and rules is not that of `table`, no more and no less. Elements are compared elsewhere.
+pub(crate) fn frame_drift(netlink: &mut Netlink, table: &Table) -> Result<Option<Drift>, FirewallError> {
     // A dormant table is skipped by packets; a table with an owner isn't ours to change.
-    if table_flags(netlink)? != Some(TableFlags::empty()) {
-        return Ok(Some("flags"));
+    match table_flags(netlink)? {
+        None => return Ok(Some(Drift::NoTable)),
+        Some(flags) if flags != TableFlags::empty() => return Ok(Some(Drift::Flags)),
+        Some(_) => {}
     }
     let wanted: BTreeSet<String> = table.sets.iter().map(|set| set.name.to_string()).collect();
     if set_names(netlink)? != wanted {
-        return Ok(Some("sets"));
+        return Ok(Some(Drift::Sets));
     }
     let chains = chains(netlink)?;
     let is_there = |chain| {
@@ -213,18 +209,38 @@ pub(crate) fn foreign_part(
             .any(|found| bytecode::covers(found, &batch::chain_attributes(chain)))
     };
     if chains.len() != table.chains.len() || !table.chains.iter().all(is_there) {
-        return Ok(Some("chains"));
+        return Ok(Some(Drift::Chains));
     }
     let mut rules = rules(netlink)?;
-    let has_rules = table.chains.iter().all(|chain| {
+    let drift = table.chains.iter().find_map(|chain| {
         let found = rules.remove(chain.name.as_str()).unwrap_or_default();
-        found.len() == chain.rules.len()
-            && found
-                .iter()
-                .zip(&chain.rules)
-                .all(|(found, rule)| bytecode::is_same_rule(rule, found))
+        rule_fault(chain, &found).map(|what| ForeignRule {
+            chain: chain.name.as_str(),
+            what,
+        })
     });
-    Ok((!has_rules).then_some("rules"))
+    Ok(drift.map(Drift::Rules))
+}
+
+fn rule_fault(chain: &Chain, found: &[FoundRule]) -> Option<RuleFault> {
+    let is_ours = |found: &&FoundRule| chain.rules.iter().any(|rule| bytecode::is_same_rule(rule, found));
+    let mut pairs = found.iter().zip(&chain.rules);
+    match found.len().cmp(&chain.rules.len()) {
+        Ordering::Less => Some(RuleFault::Missing),
+        Ordering::Equal => {
+            let is_whole = pairs.all(|(found, rule)| bytecode::is_same_rule(rule, found));
+            (!is_whole).then_some(RuleFault::Changed)
+        }
+        Ordering::Greater => {
+            let accepts = |found: &FoundRule| bytecode::accepts(found);
+            let mut foreign = found.iter().filter(|found| !is_ours(found));
+            Some(if foreign.any(accepts) {
+                RuleFault::Accepts
+            } else {
+                RuleFault::Added
+            })
+        }
+    }
 }
 
 fn table(netlink: &mut Netlink) -> Result<Option<TableMessage>, FirewallError> {

@@ -7,6 +7,7 @@ use nightlatch_core::ruleset::{End, Ruleset};
 use nightlatch_core::time::BootTime;
 
 use super::batch::key_bytes;
+use super::drift::{Drift, ElementFault, ForeignElement};
 use super::reading;
 use super::set::{key_of, set_of};
 use super::table;
@@ -14,14 +15,15 @@ use super::table;
 /// How far an element's end may lie from the one wanted before the table counts as changed by others.
 const TOLERANCE: Duration = Duration::from_secs(1);
 
-/// Whether the elements of one set are those of the ruleset, and end when they should.
-pub(super) fn is_as_wanted(
+/// What is wrong with the elements of one set; `None` if they are those of the ruleset and end when they should.
+pub(super) fn drift(
     ruleset: &Ruleset,
     set: &table::Set,
     found: Vec<reading::Found>,
     early: Duration,
     now: BootTime,
-) -> bool {
+) -> Option<Drift> {
+    let fault = |what| Some(Drift::Element(ForeignElement { set: set.name, what }));
     let mut found: BTreeMap<Vec<u8>, Option<Duration>> = found
         .into_iter()
         .map(|(key, remaining)| (key_bytes(&key), remaining))
@@ -33,22 +35,29 @@ pub(super) fn is_as_wanted(
     let timed = openings.map(|(opening, end)| (key_of(opening), *end));
     let fixed = set.fixed.iter().map(|key| (key.clone(), End::Never));
     for (key, end) in fixed.chain(timed) {
-        let is_right = match (found.remove(&key_bytes(&key)), end) {
-            (Some(remaining), End::Never) => remaining.is_none(),
+        let (is_right, what) = match (found.remove(&key_bytes(&key)), end) {
+            (Some(remaining), End::Never) => (remaining.is_none(), ElementFault::End),
             (Some(remaining), End::At(end)) => {
-                remaining.is_some_and(|remaining| is_due(remaining, end.since(now), early))
+                let is_due = remaining.is_some_and(|remaining| is_due(remaining, end.since(now), early));
+                (is_due, ElementFault::End)
             }
-            (None, End::Never) => false,
-            (None, End::At(end)) => is_due(Duration::ZERO, end.since(now), early),
+            (None, End::Never) => (false, ElementFault::Missing),
+            (None, End::At(end)) => (
+                is_due(Duration::ZERO, end.since(now), early),
+                ElementFault::Missing,
+            ),
         };
         if !is_right {
-            return false;
+            return fault(what);
         }
     }
     // What is left has ended for us but not for the kernel, or was never ours.
-    found
-        .values()
-        .all(|remaining| remaining.is_some_and(|remaining| remaining <= TOLERANCE))
+    let may_stay = |remaining: &Option<Duration>| remaining.is_some_and(|remaining| remaining <= TOLERANCE);
+    if found.values().all(may_stay) {
+        None
+    } else {
+        fault(ElementFault::Added)
+    }
 }
 
 /// Whether what remains is what should remain, or as much less as writing may have taken off.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
+mod agent;
 mod frames;
 mod rulesets;
 mod scene;
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub(crate) use agent::*;
 pub(crate) use frames::{Attempt, Wire};
 use nightlatch_core::time::BootTime;
 use nix::sched::{CloneFlags, setns};

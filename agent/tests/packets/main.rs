@@ -14,6 +14,7 @@ mod fragments;
 mod model;
 mod openings;
 mod redirects;
+mod repairs;
 mod sessions;
 mod sleep;
 mod tampering;

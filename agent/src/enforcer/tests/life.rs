@@ -1,6 +1,7 @@
 //! The loop when nobody speaks: ends, repairs, marks, waking up.
 
 use super::*;
+use crate::firewall::Touch;
 
 #[test]
 fn a_table_that_others_removed_is_made_anew_and_reported() {
@@ -294,4 +295,70 @@ fn a_grant_that_begins_later_opens_on_time_without_the_server() {
     world.clock.sleep(Duration::from_secs(120));
     world.enforcer.catch_up();
     assert!(!world.lets_in(ALICE) && world.table.borrow().openings().is_empty());
+}
+
+#[tokio::test]
+async fn a_change_by_others_is_repaired_when_the_kernel_tells_of_it() {
+    let world = World::connected();
+    *world.table.borrow_mut() = Ruleset::default();
+    // It has looked a moment ago, and would again in five seconds.
+    let (kernel, touches) = mpsc::channel(4);
+    let World {
+        enforcer,
+        table,
+        clock,
+        mut from_host,
+        ..
+    } = world;
+    let (_to_enforcer, from_server) = mpsc::channel(1);
+    let end = async {
+        while table.borrow().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        *table.borrow_mut() = Ruleset::default();
+        kernel.send(Touch::by("nft", 4711)).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        while table.borrow().is_empty() {
+            assert!(
+                begun.elapsed() < Duration::from_secs(4),
+                "the kernel was not heard"
+            );
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    enforcer
+        .watching(touches)
+        .run(from_server, Told::default(), clock, end)
+        .await
+        .unwrap();
+    let said: Vec<_> = std::iter::from_fn(|| from_host.try_recv().ok()).collect();
+    let told = said.iter().any(|word| {
+        matches!(word, ToServer::Report(Report { code: "TABLE_REPAIRED", message, .. })
+            if message.contains("nft (process 4711) deleted the table"))
+    });
+    assert!(told, "{said:?}");
+}
+
+#[test]
+fn changes_that_come_without_a_pause_are_looked_at_ever_more_rarely_and_each_in_the_end() {
+    let mut world = World::connected();
+    let mut repairs = 0;
+    for _ in 0..5_000 {
+        world.enforcer.touched(Touch::by("nft", 4711));
+        *world.table.borrow_mut() = Ruleset::default();
+        world.clock.advance(Duration::from_millis(1));
+        world.enforcer.pass();
+        repairs += usize::from(!world.table.borrow().is_empty());
+    }
+    assert!((8..=14).contains(&repairs), "{repairs}");
+    let told = codes(&mut world);
+    assert_eq!(told.iter().filter(|code| **code == "TABLE_REPAIRED").count(), 4);
+    assert_eq!(
+        told.iter().filter(|code| **code == "TABLE_FOUGHT_OVER").count(),
+        told.len() - 4
+    );
+    world.clock.advance(Duration::from_secs(1));
+    world.enforcer.pass();
+    assert!(!world.table.borrow().is_empty());
+    assert!(world.enforcer.touch_due_at().is_none());
 }
