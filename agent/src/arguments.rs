@@ -1,9 +1,15 @@
 //! What can be written on the command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use nightlatch_core::break_glass::Asked;
+use nightlatch_core::port::PortPattern;
+use nightlatch_core::prefix::Prefix;
+use nightlatch_core::request::Justification;
 
+use crate::break_glass::{read_length, read_reason};
 use crate::state::DEFAULT_FOLDER;
 
 /// Keeps guarded ports shut and opens them for verified grants.
@@ -30,6 +36,9 @@ pub struct Arguments {
         value_name = "DIR"
     )]
     pub state: PathBuf,
+    /// Beneath which break-glass is recorded; with another than this host's own no unit is touched.
+    #[arg(long, global = true, hide = true, default_value = "/", value_name = "DIR")]
+    pub root: PathBuf,
     #[command(subcommand)]
     pub verb: Verb,
 }
@@ -62,6 +71,15 @@ pub enum Verb {
         #[arg(long)]
         table_only: bool,
     },
+    /// For an emergency, on the console and for root alone: opens a guarded port, whatever else doesn't work.
+    ///
+    /// Needs neither the network nor a running agent, and every terminal, the journal and the server are told. The
+    /// section [break_glass] of the host's own file bounds it.
+    #[command(
+        after_help = "Example: nightlatch-agent break-glass --port 22 --from 192.0.2.7 --for 15m \\\n             \
+                      --reason 'the server is down, ticket 4711'"
+    )]
+    BreakGlass(BreakGlassArguments),
     /// Says what is guarded and open. Needs no running agent. Exit 1 if the table is not what it should be.
     #[command(after_help = "Example: nightlatch-agent status --output json")]
     Status {
@@ -87,6 +105,39 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(clap::Args)]
+pub struct BreakGlassArguments {
+    /// A guarded port, such as 22 or 22/tcp; once for each.
+    #[arg(long = "port", required = true, value_name = "PORT")]
+    ports: Vec<PortPattern>,
+    /// The address, or the prefix, of whoever needs to get in.
+    #[arg(long = "from", value_name = "ADDRESS")]
+    source: Prefix,
+    /// How long it stays open: 15m, 1h, 90s.
+    #[arg(long = "for", value_name = "LENGTH", value_parser = read_length)]
+    length: Duration,
+    /// What has happened, for those who read it later.
+    #[arg(long, value_parser = read_reason)]
+    reason: Justification,
+}
+
+impl BreakGlassArguments {
+    pub fn asked(&self) -> Asked {
+        let Self {
+            ports,
+            source,
+            length,
+            reason,
+        } = self;
+        Asked {
+            ports: ports.clone(),
+            source: *source,
+            length: *length,
+            reason: reason.clone(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]

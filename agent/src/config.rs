@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nightlatch_core::break_glass;
 use nightlatch_core::ceiling::Ceiling;
 use nightlatch_core::host::HostRules;
 use nightlatch_core::policy::MOST_GUARDED;
@@ -156,6 +157,7 @@ struct RawConfig {
     #[serde(default)]
     log: LogLevel,
     ceiling: Option<RawCeiling>,
+    break_glass: Option<RawBreakGlass>,
 }
 
 #[derive(Deserialize)]
@@ -164,6 +166,15 @@ struct RawCeiling {
     ports: Vec<toml::Value>,
     longest: Option<String>,
     max_ahead: Option<String>,
+    widest_ipv4: Option<i64>,
+    widest_ipv6: Option<i64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBreakGlass {
+    enabled: Option<bool>,
+    longest: Option<String>,
     widest_ipv4: Option<i64>,
     widest_ipv6: Option<i64>,
 }
@@ -178,6 +189,7 @@ impl RawConfig {
             udp_grace,
             log,
             ceiling,
+            break_glass,
         } = self;
         check_server_may(&server_may)?;
         let rules = HostRules {
@@ -186,8 +198,47 @@ impl RawConfig {
             unguarded_interfaces: read_interfaces(unguarded_interfaces)?,
             udp_grace: length("udp_grace", udp_grace, DEFAULT_UDP_GRACE, LONGEST_UDP_GRACE)?,
             ceiling: ceiling.map(RawCeiling::validate).transpose()?,
+            break_glass: break_glass
+                .map_or_else(|| Ok(break_glass::Limits::default()), RawBreakGlass::validate)?,
+            console: Vec::new(),
         };
         Ok(AgentConfig { rules, log })
+    }
+}
+
+impl RawBreakGlass {
+    fn validate(self) -> Result<break_glass::Limits, InvalidKey> {
+        let Self {
+            enabled,
+            longest,
+            widest_ipv4,
+            widest_ipv6,
+        } = self;
+        let default = break_glass::Limits::default();
+        let key = |name: &str| format!("break_glass.{name}");
+        let longest = length(&key("longest"), longest, default.longest, DAY)?;
+        if longest.is_zero() {
+            return Err(invalid(
+                key("longest"),
+                "is zero: write PT1H, or `enabled = false` to turn break-glass off",
+            ));
+        }
+        Ok(break_glass::Limits {
+            is_enabled: enabled.unwrap_or(default.is_enabled),
+            longest,
+            widest_ipv4: bits(
+                &key("widest_ipv4"),
+                widest_ipv4,
+                default.widest_ipv4,
+                Family::Ipv4,
+            )?,
+            widest_ipv6: bits(
+                &key("widest_ipv6"),
+                widest_ipv6,
+                default.widest_ipv6,
+                Family::Ipv6,
+            )?,
+        })
     }
 }
 

@@ -2,13 +2,13 @@
 //!
 //! It never waits for the disk: closing comes first, and opening when the writer says that its record is there.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use nightlatch_core::assignment::{Assignment, Digest, Generation};
 use nightlatch_core::clock::HostClock;
 use nightlatch_core::host::HostRules;
-use nightlatch_core::id::GrantId;
+use nightlatch_core::id::{BreakGlassId, GrantId};
 use nightlatch_core::keys::{ListNumber, VerifiedKeys};
 use nightlatch_core::ledger::{Closing, Ledger, Record};
 use nightlatch_core::policy::VerifiedPolicy;
@@ -18,6 +18,8 @@ use nightlatch_core::time::{BootTime, Timestamp};
 use nightlatch_proto::convert::agent::HostState;
 use tokio::sync::mpsc;
 
+use crate::break_glass::Recorded;
+use crate::break_glass::watch::FromConsole;
 use crate::causes::causes;
 use crate::clock::{Clock, Reading};
 use crate::firewall::{Applied, FirewallError, Touch};
@@ -28,6 +30,7 @@ use fight::Fight;
 use lane::Lane;
 use taking::Unanswered;
 
+mod console;
 mod fight;
 mod gate;
 mod lane;
@@ -121,6 +124,9 @@ pub struct Enforcer<G, D, C> {
     disk_hangs: bool,
     reports: VecDeque<(&'static str, String, Option<Timestamp>)>,
     stream: Option<Stream>,
+    console: mpsc::Receiver<FromConsole>,
+    /// What root has opened, now or before, for the server.
+    recorded: BTreeMap<BreakGlassId, Recorded>,
 }
 
 /// Grants in the file that no longer verify.
@@ -212,6 +218,8 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
             owed_refusals,
             reports: VecDeque::new(),
             stream: None,
+            console: mpsc::channel(1).1,
+            recorded: BTreeMap::new(),
         };
         for (code, message) in reports {
             enforcer.report(code, message);
@@ -259,6 +267,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
         });
         self.say(ToServer::Hello(Box::new(state)));
         self.send_reports();
+        self.tell_console();
         self.send_receipts();
         self.settle();
     }

@@ -17,6 +17,7 @@ mod batch;
 mod bytecode;
 mod changes;
 mod drift;
+mod letting_in;
 mod looks;
 mod mark;
 mod netlink;

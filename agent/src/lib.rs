@@ -12,6 +12,7 @@
 
 pub mod alarm;
 pub mod arguments;
+pub mod break_glass;
 pub mod causes;
 pub mod certificate;
 mod channel;

@@ -53,35 +53,24 @@ pub enum NotLockedDown {
     DiskHangs,
 }
 
-/// `file` is `None` if the host's own file can't be read: then there is no ceiling and no exception, and what
-/// policy and table guard is shut.
+/// `rules` are those that hold without the host's own file if that can't be read: then there is no ceiling and no
+/// exception but what root has opened on the console, and what policy and table guard is shut.
 ///
 /// # Errors
 /// The table could not be made, or was made without knowing the policy.
-pub fn lockdown(file: Option<&HostRules>, state: &StateDir) -> Result<LockedDown, NotLockedDown> {
+pub fn lockdown(rules: &HostRules, has_file: bool, state: &StateDir) -> Result<LockedDown, NotLockedDown> {
     let clock = SystemClock::new()?;
-    shut(file, state, &mut Firewall::open()?, &clock, PATIENCE)
-}
-
-fn shut(
-    file: Option<&HostRules>,
-    state: &StateDir,
-    gate: &mut impl Table,
-    clock: &impl Clock,
-    patience: Duration,
-) -> Result<LockedDown, NotLockedDown> {
-    let answers = Answers::of(state.clone(), file.cloned(), clock, patience);
-    shut_by(answers, file, gate, clock)
+    let answers = Answers::of(state.clone(), has_file.then(|| rules.clone()), &clock, PATIENCE);
+    shut_by(answers, rules, has_file, &mut Firewall::open()?, &clock)
 }
 
 fn shut_by(
     mut answers: Answers,
-    file: Option<&HostRules>,
+    rules: &HostRules,
+    has_file: bool,
     gate: &mut impl Table,
     clock: &impl Clock,
 ) -> Result<LockedDown, NotLockedDown> {
-    let bare = HostRules::default();
-    let rules = file.unwrap_or(&bare);
     let mut answer = answers.next(rules, gate, clock)?;
     if matches!(answer, Answer::InUse) {
         if let Some(done) = make_missing(&answers, rules, gate, clock)? {
@@ -96,7 +85,7 @@ fn shut_by(
     let Answer::Guards(ledger) = answer else {
         return without_ledger(answer, rules, gate, clock);
     };
-    if file.is_none() {
+    if !has_file {
         return keep(rules, Some(&ledger), gate, clock);
     }
     // Shut first: what may be open takes longer, for the disk is written to.

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use nightlatch_agent::arguments::{Arguments, Output, Verb};
+use nightlatch_agent::break_glass::{self, Folders};
 use nightlatch_agent::clock::{Clock, SystemClock};
 use nightlatch_agent::config::{AgentConfig, LogLevel};
 use nightlatch_agent::disable::{self, NotDisabled};
@@ -27,6 +28,7 @@ use nightlatch_agent::state::StateDir;
 use nightlatch_agent::status::{status, write_status};
 use nightlatch_agent::verify::{verify, write_verdict};
 use nightlatch_agent::{enroll, firewall, look, run};
+use nightlatch_core::break_glass::Asked;
 use nightlatch_core::host::HostRules;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::{self, MakeWriter};
@@ -51,7 +53,12 @@ fn main() -> ExitCode {
 }
 
 fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { config, state, verb } = arguments;
+    let Arguments {
+        config,
+        state,
+        root,
+        verb,
+    } = arguments;
     let state = StateDir::new(state);
     if let Verb::Enroll { token, name } = &verb {
         start_log(LogLevel::Warn);
@@ -61,10 +68,16 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
         start_log(LogLevel::Warn);
         return turn_off(yes, table_only, &state);
     }
+    if let Verb::BreakGlass(arguments) = &verb {
+        start_log(LogLevel::Warn);
+        return break_the_glass(&arguments.asked(), &config, &root);
+    }
+    let folders = Folders::under(&root);
     let config = AgentConfig::read(&config).inspect_err(|_| start_log(LogLevel::Info));
-    let config = match (config, &verb) {
+    let mut config = match (config, &verb) {
         (Err(error), Verb::Lockdown) => {
-            if let Err(error) = shut(None, &state) {
+            let bare = with_console(HostRules::default(), &folders)?;
+            if let Err(error) = shut(&bare, false, &state) {
                 tracing::error!("{error:#}");
             }
             return Err(error).context(
@@ -74,6 +87,7 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         (config, _) => config?,
     };
+    config.rules = with_console(config.rules, &folders)?;
     let _last_words = if matches!(verb, Verb::Run) {
         let (log, last_words) = Log::start(io::stderr()).context("cannot start the log")?;
         start_log_to(move || log.clone(), config.log);
@@ -83,12 +97,12 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
         None
     };
     match verb {
-        Verb::Enroll { .. } | Verb::Disable { .. } => Ok(ExitCode::SUCCESS),
+        Verb::Enroll { .. } | Verb::Disable { .. } | Verb::BreakGlass(_) => Ok(ExitCode::SUCCESS),
         Verb::Run => runtime()?
-            .block_on(run::run(config, &state))
+            .block_on(run::run(config, &state, folders))
             .map(|()| ExitCode::SUCCESS)
             .map_err(Into::into),
-        Verb::Lockdown => shut(Some(&config.rules), &state),
+        Verb::Lockdown => shut(&config.rules, true, &state),
         Verb::Status { output } => show_status(&config, &state, output),
         Verb::Verify { file, output } => show_verdict(&config, &state, &file, output),
         Verb::Ruleset { json } => show_ruleset(&config, &state, json),
@@ -199,8 +213,8 @@ fn ask(guarded: Option<&str>) -> Result<(), NotDisabled> {
     }
 }
 
-fn shut(file: Option<&HostRules>, state: &StateDir) -> anyhow::Result<ExitCode> {
-    let text = match lockdown(file, state)? {
+fn shut(rules: &HostRules, has_file: bool, state: &StateDir) -> anyhow::Result<ExitCode> {
+    let text = match lockdown(rules, has_file, state)? {
         LockedDown::Applied { guarded, openings } => {
             format!("{guarded} ports are guarded, {openings} openings hold\n")
         }
@@ -209,6 +223,21 @@ fn shut(file: Option<&HostRules>, state: &StateDir) -> anyhow::Result<ExitCode> 
         LockedDown::AgentRuns => "the agent runs and holds the ruleset already\n".to_owned(),
     };
     print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// With what root has opened on the console.
+fn with_console(rules: HostRules, folders: &Folders) -> anyhow::Result<HostRules> {
+    let console = folders.in_force(&rules.break_glass, SystemClock::new()?.boot());
+    Ok(HostRules { console, ..rules })
+}
+
+fn break_the_glass(asked: &Asked, config: &Path, root: &Path) -> anyhow::Result<ExitCode> {
+    let opened = break_glass::break_glass(asked, config, root)?;
+    print(&opened.told())?;
+    if let Err(why) = opened.keep(root) {
+        tracing::warn!("{why}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 

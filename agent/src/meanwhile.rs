@@ -104,7 +104,7 @@ pub fn guard_the_files(
     let guarded = gate.guarded()?;
     let wanted = with_guards(rules, None, guarded.as_ref(), now);
     let beside = gate.beside(&wanted, now)?;
-    let is_allowed = |beside: &Beside| is_allowed(beside, &wanted, rules.ceiling.as_ref());
+    let is_allowed = |beside: &Beside| is_allowed(beside, &wanted, rules.ceiling.as_ref(), now);
     if wanted.is_empty() || beside.as_ref().is_some_and(is_allowed) {
         return Ok(());
     }
@@ -112,25 +112,41 @@ pub fn guard_the_files(
 }
 
 /// Whether a table is `wanted`, apart from openings that a grant could have made.
-fn is_allowed(beside: &Beside, wanted: &Ruleset, ceiling: Option<&Ceiling>) -> bool {
+fn is_allowed(beside: &Beside, wanted: &Ruleset, ceiling: Option<&Ceiling>, now: BootTime) -> bool {
     let Beside { found, foreign_part } = beside;
     let is_grants = |opening, remaining| {
         let admits = |ceiling: &Ceiling| ceiling.admits(opening) && remaining <= ceiling.longest;
         found.mark.is_some() && ceiling.is_some_and(admits)
     };
-    let lasting = wanted.openings();
+    let known = wanted.openings();
+    let is_there = |opening, end: &End| match (found.openings.get(opening), end) {
+        (Some(remaining), End::Never) => remaining.is_none(),
+        // What root has opened on the console.
+        (Some(remaining), End::At(end)) => {
+            remaining.is_some_and(|remaining| is_due(remaining, end.since(now)))
+        }
+        (None, End::At(end)) => is_due(Duration::ZERO, end.since(now)),
+        (None, End::Never) => false,
+    };
     foreign_part.is_none()
         && wanted.guarded().is_subset(&found.guarded)
         && *wanted.unguarded_interfaces() == found.unguarded_interfaces
-        && lasting
-            .keys()
-            .all(|opening| found.openings.get(opening) == Some(&None))
+        && known.iter().all(|(opening, end)| is_there(opening, end))
         && found.openings.iter().all(|(opening, remaining)| {
             remaining.map_or_else(
-                || lasting.contains_key(opening),
-                |remaining| is_grants(opening, remaining),
+                || known.contains_key(opening),
+                |remaining| is_grants(opening, remaining) || known.contains_key(opening),
             )
         })
+}
+
+/// Reading takes a moment, in which ends move.
+fn is_due(remaining: Duration, wanted: Duration) -> bool {
+    const TOLERANCE: Duration = Duration::from_secs(1);
+    remaining
+        .saturating_sub(wanted)
+        .max(wanted.saturating_sub(remaining))
+        <= TOLERANCE
 }
 
 fn with_guards(

@@ -11,6 +11,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::alarm::{Alarm, SystemAlarm};
+use crate::break_glass::Folders;
+use crate::break_glass::watch::watch_records;
 use crate::causes::causes;
 use crate::clock::{Clock, NoClock, SystemClock};
 use crate::config::AgentConfig;
@@ -44,6 +46,8 @@ pub enum NotStarted {
     Signals(#[source] std::io::Error),
     #[error("no thread can be started to read the state directory")]
     Reader(#[source] std::io::Error),
+    #[error("no thread can be started to look for what root opens on the console")]
+    Watch(#[source] std::io::Error),
     #[error("no thread can be started to write the ledger")]
     Writer(#[source] std::io::Error),
     #[error("the link to the server broke down: start the agent again")]
@@ -56,7 +60,7 @@ pub enum NotStarted {
 ///
 /// # Errors
 /// Whatever keeps it from starting.
-pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted> {
+pub async fn run(config: AgentConfig, state: &StateDir, folders: Folders) -> Result<(), NotStarted> {
     let clock = SystemClock::new()?;
     let mut firewall = Firewall::open()?;
     let (lock, identity) = begin(&config.rules, state, &mut firewall, &clock)?;
@@ -69,6 +73,8 @@ pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted
     let mut terminate = signal(SignalKind::terminate()).map_err(NotStarted::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(NotStarted::Signals)?;
 
+    let (limits, known) = (config.rules.break_glass, config.rules.console.clone());
+    let console = watch_records(folders, limits, known, clock).map_err(NotStarted::Watch)?;
     let start = recall(
         config.rules,
         state,
@@ -92,7 +98,7 @@ pub async fn run(config: AgentConfig, state: &StateDir) -> Result<(), NotStarted
     let (heard, touches) = mpsc::channel(QUEUE);
     // Ends with the daemon: nobody listens then.
     let _watch = tokio::spawn(watch(start.gate.port(), heard));
-    let enforcer = Enforcer::start(start).watching(touches);
+    let enforcer = Enforcer::start(start).watching(touches).with_console(console);
     let (to_enforcer, from_server) = mpsc::channel(QUEUE);
     let link = ServerLink {
         addresses: enrollment.agent_addresses,

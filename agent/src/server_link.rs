@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nightlatch_core::assignment::{Assignment, Generation};
+use nightlatch_core::signing::sha256;
 use nightlatch_core::time::{BootTime, Timestamp};
 use nightlatch_proto::convert::InvalidField;
 use nightlatch_proto::convert::agent::{HostState, LONGEST_PART, PartsInArrival};
+use nightlatch_proto::convert::break_glass::BreakGlassReport;
 use nightlatch_proto::convert::time::{read_timestamp, timestamp};
 use nightlatch_proto::pb;
 use nightlatch_proto::pb::agent_service_client::AgentServiceClient;
@@ -18,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use crate::break_glass::{Recorded, opened_by};
 use crate::causes::causes;
 use crate::channel;
 use crate::clock::Clock;
@@ -64,6 +67,8 @@ pub enum ToServer {
     /// All that there is to say of this generation is stored.
     Settled(Generation),
     Report(Report),
+    /// What root has opened on the host itself.
+    BreakGlass(Box<Recorded>),
 }
 
 /// What became of an assignment.
@@ -293,6 +298,20 @@ fn question_of(word: ToServer) -> Question {
             generation: generation.0,
         }),
         ToServer::Receipts(envelopes) => Question::Receipts(pb::Receipts { envelopes }),
+        ToServer::BreakGlass(recorded) => {
+            let Recorded { used, envelope } = *recorded;
+            let report = BreakGlassReport {
+                opener: opened_by(&used.opener),
+                length: used.length(),
+                id: used.id,
+                ports: used.ports,
+                source: used.source,
+                time: used.time,
+                reason: used.reason,
+                record: sha256(&envelope),
+            };
+            Question::BreakGlass(report.into())
+        }
         ToServer::Report(Report { code, message, time }) => Question::Report(pb::Report {
             code: code.to_owned(),
             message,

@@ -4,6 +4,7 @@ mod text;
 
 use std::time::Duration;
 
+use nightlatch_core::break_glass::{BreakGlass, Opener, VerifiedBreakGlass};
 use nightlatch_core::ceiling::Ceiling;
 use nightlatch_core::host::HostRules;
 use nightlatch_core::keys::{ListNumber, VerifiedKeys};
@@ -38,6 +39,8 @@ pub struct Status {
     pub unguarded_interfaces: Vec<String>,
     pub trusted_sources: Vec<Prefix>,
     pub grants: Vec<GrantStatus>,
+    /// What root has opened on the console.
+    pub break_glass: Vec<BreakGlassStatus>,
     /// Refused connection attempts since the table was made.
     pub denied: Option<u64>,
     pub generation: Option<u64>,
@@ -107,6 +110,21 @@ pub fn status(rules: &HostRules, state: &StateDir, clock: &impl Clock) -> (Statu
     (status, wanted)
 }
 
+#[derive(Clone, Debug, Serialize)]
+pub struct BreakGlassStatus {
+    pub id: String,
+    pub source: Prefix,
+    pub ports: Vec<String>,
+    pub reason: String,
+    pub opener: Opener,
+    /// By this host's wall clock.
+    pub start_time: Timestamp,
+    pub end_time: Timestamp,
+    pub remaining_seconds: f64,
+    /// What the kernel says of the opening that ends first; unset if one is missing.
+    pub kernel_remaining_seconds: Option<f64>,
+}
+
 impl Status {
     fn of(
         inspection: Inspection,
@@ -140,6 +158,10 @@ impl Status {
         let grants = held
             .map(|held| GrantStatus::of(&held, found.as_ref(), now))
             .collect();
+        let console = rules.console.iter().map(VerifiedBreakGlass::of);
+        let break_glass = console
+            .map(|used| BreakGlassStatus::of(used, found.as_ref(), now))
+            .collect();
         let policy = ledger.as_ref().and_then(Ledger::policy).map(VerifiedPolicy::rank);
         let keys = ledger.as_ref().and_then(Ledger::keys).map(VerifiedKeys::number);
         Self {
@@ -153,6 +175,7 @@ impl Status {
             ceiling: rules.ceiling.as_ref().map(CeilingStatus::of),
             trusted_sources: rules.trusted_sources,
             grants,
+            break_glass,
             denied: found.map(|found| found.denied),
             generation: ledger.as_ref().map(|ledger| ledger.generation().0),
             policy: policy.map(|(epoch, number)| Numbered { epoch, number }),
@@ -199,9 +222,6 @@ impl GrantStatus {
             .sources
             .iter()
             .flat_map(|source| keys().map(|key| OpeningKey { source: *source, key }));
-        let remaining: Option<Vec<Option<Duration>>> = openings
-            .map(|opening| table.and_then(|table| table.openings.get(&opening)).copied())
-            .collect();
         Self {
             id: grant.id.to_string(),
             subject: grant.subject.to_string(),
@@ -215,9 +235,34 @@ impl GrantStatus {
             start_time: grant.not_before,
             end_time: grant.not_after,
             remaining_seconds: end.since(now).as_secs_f64(),
-            kernel_remaining_seconds: remaining
-                .and_then(|remaining| remaining.into_iter().flatten().min())
-                .map(|least| least.as_secs_f64()),
+            kernel_remaining_seconds: kernel_remaining(openings, table),
         }
     }
+}
+
+impl BreakGlassStatus {
+    fn of(used: &BreakGlass, table: Option<&TableState>, now: BootTime) -> Self {
+        let source = used.source;
+        let openings = used.keys().map(|key| OpeningKey { source, key });
+        Self {
+            id: used.id.to_string(),
+            source,
+            ports: used.ports.iter().map(ToString::to_string).collect(),
+            reason: used.reason.as_str().to_owned(),
+            opener: used.opener.clone(),
+            start_time: used.time,
+            end_time: used.time.checked_add(used.length()).unwrap_or(used.time),
+            remaining_seconds: used.end.since(now).as_secs_f64(),
+            kernel_remaining_seconds: kernel_remaining(openings, table),
+        }
+    }
+}
+
+/// Of the opening that ends first.
+fn kernel_remaining(openings: impl Iterator<Item = OpeningKey>, table: Option<&TableState>) -> Option<f64> {
+    let remaining: Option<Vec<Option<Duration>>> = openings
+        .map(|opening| table.and_then(|table| table.openings.get(&opening)).copied())
+        .collect();
+    let least = remaining?.into_iter().flatten().min()?;
+    Some(least.as_secs_f64())
 }

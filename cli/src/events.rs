@@ -135,9 +135,12 @@ fn row(event: &EventRecord) -> Vec<Field> {
 fn tone(kind: &str) -> Tone {
     match kind {
         "grant.opened" => Tone::Good,
-        "grant.refused" | "access.denied" | "call.refused" | "machine.refused" | "machine.reported" => {
-            Tone::Bad
-        }
+        "grant.refused"
+        | "access.denied"
+        | "call.refused"
+        | "machine.refused"
+        | "machine.reported"
+        | "machine.break_glass" => Tone::Bad,
         "access.waiting" | "machine.disconnected" => Tone::Pending,
         _ => Tone::Plain,
     }

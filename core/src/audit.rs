@@ -34,6 +34,8 @@ pub enum EventKind {
     MachineDisconnected,
     #[serde(rename = "machine.reported")]
     MachineReported,
+    #[serde(rename = "machine.break_glass")]
+    MachineBreakGlass,
     #[serde(rename = "policy.set")]
     PolicySet,
     #[serde(rename = "policy.deleted")]

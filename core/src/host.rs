@@ -5,13 +5,14 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use crate::break_glass::{Limits, VerifiedBreakGlass};
 use crate::ceiling::Ceiling;
 use crate::ledger::base_ruleset;
 use crate::port::PortSpan;
 use crate::prefix::Prefix;
 use crate::ruleset::Ruleset;
 
-/// What the owner of a host has settled in its own file. No server changes any of it.
+/// What the owner of a host has settled in its own file and on its console. No server changes any of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostRules {
     /// Guarded whatever the server says.
@@ -23,6 +24,9 @@ pub struct HostRules {
     pub udp_grace: Duration,
     /// `None`: no grant is taken.
     pub ceiling: Option<Ceiling>,
+    pub break_glass: Limits,
+    /// What root has opened on the console; each ends by itself.
+    pub console: Vec<VerifiedBreakGlass>,
 }
 
 impl HostRules {

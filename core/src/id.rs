@@ -82,6 +82,10 @@ uuid_id!(
 );
 uuid_id!(GrantId);
 uuid_id!(RequestId);
+uuid_id!(
+    /// One use of break-glass.
+    BreakGlassId
+);
 
 macro_rules! text_name {
     ($(#[$doc:meta])* $name:ident, $error:ident, $canonical:expr, $valid:expr) => {

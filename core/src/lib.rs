@@ -20,6 +20,7 @@ extern crate std;
 
 pub mod assignment;
 pub mod audit;
+pub mod break_glass;
 pub mod ceiling;
 pub mod clock;
 pub mod grant;

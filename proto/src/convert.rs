@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod agent;
+pub mod break_glass;
 pub mod ceiling;
 pub mod policy;
 pub mod port;

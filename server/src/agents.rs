@@ -8,9 +8,10 @@ use nightlatch_core::ceiling::HostCeiling;
 use nightlatch_core::id::{MachineId, MachineName};
 use nightlatch_core::keys::{ListNumber, VerifiedKeys};
 use nightlatch_core::policy::{LONGEST_POLICY, MachinePolicy, PAYLOAD_TYPE};
-use nightlatch_core::signing::{self, KeyId, PublicKey};
+use nightlatch_core::signing::{self, KeyId, PublicKey, hex};
 use nightlatch_core::time::Timestamp;
 use nightlatch_proto::convert::agent::HostState;
+use nightlatch_proto::convert::break_glass::BreakGlassReport;
 
 use crate::audit;
 use crate::holdings::Holdings;
@@ -19,7 +20,7 @@ use crate::policies;
 use crate::store::assignments::NeverOpened;
 use crate::store::grants::{self, Note, Said};
 use crate::store::machines::{self, Machine, SignedPolicy};
-use crate::store::{Change, StoreError, assignments, requests};
+use crate::store::{Change, StoreError, assignments, break_glass, requests};
 
 /// Keeps connected agents at what the store says.
 pub struct Agents {
@@ -300,6 +301,26 @@ impl Agents {
         change.commit().await
     }
 
+    /// Root has opened a port on the host itself. What the host has told before is known.
+    ///
+    /// # Errors
+    /// A store that doesn't answer.
+    pub async fn break_glass(
+        &self,
+        id: MachineId,
+        report: &BreakGlassReport,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut change = self.issuer.store.change().await?;
+        if break_glass::is_known(change.connection(), id, report.id).await? {
+            return Ok(());
+        }
+        let machine = machines::by_id(change.connection(), id).await?;
+        break_glass::put(change.connection(), id, report.id, now).await?;
+        change.record(&break_glass_event(&machine, report, now), None);
+        change.commit().await
+    }
+
     /// The connection has ended.
     ///
     /// # Errors
@@ -362,6 +383,42 @@ fn generation_after(machine: &Machine, state: &HostState, now: Timestamp) -> Gen
     } else {
         next
     }
+}
+
+fn break_glass_event(machine: &Machine, report: &BreakGlassReport, now: Timestamp) -> Event {
+    let BreakGlassReport {
+        id,
+        ports,
+        source,
+        time,
+        length,
+        reason,
+        opener,
+        record,
+    } = report;
+    let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+    let ports = ports.join(", ");
+    let reason = reason.as_str();
+    let until = time.checked_add(*length).unwrap_or(*time);
+    let message = format!(
+        "root opened {ports} to {source} on the host itself, from {} until {} by its clock: {reason}",
+        audit::to_the_second(*time),
+        audit::to_the_second(until)
+    );
+    let mut event = machine_event(machine, EventKind::MachineBreakGlass, message, now);
+    for (key, value) in [
+        ("break_glass", id.to_string()),
+        ("ports", ports),
+        ("sources", source.to_string()),
+        ("from", time.to_string()),
+        ("until", until.to_string()),
+        ("justification", reason.to_owned()),
+        ("opener", opener.clone()),
+        ("record_sha256", hex(record)),
+    ] {
+        event = audit::with(event, key, value);
+    }
+    event
 }
 
 pub(crate) fn machine_event(machine: &Machine, kind: EventKind, message: String, now: Timestamp) -> Event {

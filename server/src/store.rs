@@ -4,6 +4,7 @@
 //! Reads come from their own connections and never wait for it.
 
 pub mod assignments;
+pub mod break_glass;
 pub mod connection;
 pub mod events;
 pub mod grants;
@@ -277,6 +278,11 @@ fn migrator() -> Migrator {
             2,
             "bounds and retries",
             include_str!("../migrations/0002_bounds_and_retries.sql"),
+        ),
+        migration(
+            3,
+            "break glass",
+            include_str!("../migrations/0003_break_glass.sql"),
         ),
     ])
 }

@@ -4,6 +4,7 @@
 pub mod chance;
 pub mod client;
 pub mod complaint;
+pub mod console;
 pub mod control;
 pub mod database;
 pub mod doors;

@@ -80,6 +80,11 @@ impl<'l> Machine<'l> {
         self.dir().join("agent")
     }
 
+    /// Beneath which break-glass is recorded.
+    pub fn root(self) -> PathBuf {
+        self.dir().join("root")
+    }
+
     pub fn agent_log(self) -> PathBuf {
         self.dir().join("agent.log")
     }
@@ -100,7 +105,8 @@ impl<'l> Machine<'l> {
     pub fn agent(self, arguments: &[&str]) -> Command {
         let mut command = self.exec(self.lab.binary("nightlatch-agent"));
         command.arg("--config").arg(self.config());
-        command.arg("--state").arg(self.state()).args(arguments);
+        command.arg("--state").arg(self.state());
+        command.arg("--root").arg(self.root()).args(arguments);
         command
     }
 

@@ -33,6 +33,10 @@ fn every_key_is_read() {
         ports = [22, "3389/*"]
         longest = "PT8H"
         widest_ipv4 = 0
+        [break_glass]
+        enabled = false
+        longest = "PT15M"
+        widest_ipv6 = 128
         "#,
     )
     .unwrap();
@@ -40,6 +44,15 @@ fn every_key_is_read() {
     assert_eq!(guarded, ["22/tcp", "3389/tcp", "3389/udp", "8000-8010/udp"]);
     assert_eq!(config.rules.trusted_sources.len(), 2);
     assert_eq!(config.log, LogLevel::Debug);
+    assert_eq!(
+        config.rules.break_glass,
+        break_glass::Limits {
+            is_enabled: false,
+            longest: Duration::from_secs(900),
+            widest_ipv4: 32,
+            widest_ipv6: 128,
+        }
+    );
     let ceiling = config.rules.ceiling.unwrap();
     assert_eq!(
         (ceiling.longest, ceiling.max_ahead),
@@ -118,6 +131,14 @@ fn what_does_not_fit_is_named_by_file_key_and_limit() {
             "[ceiling]\nports = [22]\nlongest = \"PT0S\"",
             "`ceiling.longest` is zero",
         ),
+        ("[break_glass]\nenabled = 1", "`break_glass.enabled`"),
+        (
+            "[break_glass]\nlongest = \"PT0S\"",
+            "`break_glass.longest` is zero",
+        ),
+        ("[break_glass]\nlongest = \"PT25H\"", "at most PT24H"),
+        ("[break_glass]\nwidest_ipv4 = 33", "from 0 to 32"),
+        ("[break_glass]\nports = [22]", "unknown field `ports`"),
         (
             "[ceiling]\nports = [22]\nlongest = \"P1D\"",
             "`ceiling.longest` is refused",

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::{Enforcer, Gate, MARK_INTERVAL};
 use crate::alarm::{Alarm, Rang};
+use crate::break_glass::watch::FromConsole;
 use crate::clock::Clock;
 use crate::firewall::Touch;
 use crate::server_link::FromServer;
@@ -40,6 +41,7 @@ enum Occasion {
     Rang(Rang),
     Touched(Touch),
     Written(Written),
+    Opened(FromConsole),
     Heard(FromServer),
 }
 
@@ -74,6 +76,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
                 rang = alarm.ring(due) => Occasion::Rang(rang),
                 Some(touch) = self.touches.recv() => Occasion::Touched(touch),
                 written = self.disk.written() => Occasion::Written(written.ok_or(WriterEnded)?),
+                Some(word) = self.console.recv() => Occasion::Opened(word),
                 Some(word) = from_server.recv() => Occasion::Heard(word),
             };
             self.catch_up();
@@ -87,6 +90,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
                 }
                 Occasion::Touched(touch) => self.touched(touch),
                 Occasion::Written(written) => self.written(written),
+                Occasion::Opened(word) => self.hear_console(word),
                 Occasion::Heard(word) => self.hear(word),
             }
             self.pass();

@@ -217,13 +217,21 @@ impl Batch {
     }
 
     pub(crate) fn fill_chain(&mut self, chain: &Chain) {
+        self.rules(chain, NLM_F_CREATE | NLM_F_APPEND);
+    }
+
+    /// Before the rules that are there.
+    pub(crate) fn put_first(&mut self, chain: &Chain) {
+        self.rules(chain, NLM_F_CREATE);
+    }
+
+    fn rules(&mut self, chain: &Chain, flags: u16) {
         for rule in &chain.rules {
             let attributes = vec![
                 RuleAttribute::Table(TABLE.into()),
                 RuleAttribute::Chain(chain.name.as_str().into()),
                 RuleAttribute::Expressions(expressions(rule).into_iter().map(Into::into).collect()),
             ];
-            let flags = NLM_F_CREATE | NLM_F_APPEND;
             self.push(
                 "a rule",
                 NfTablesMessage::NewRule(RuleMessage { attributes }),

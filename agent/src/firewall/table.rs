@@ -269,22 +269,7 @@ fn gate(sets: &[Set], has_udp: bool) -> Vec<Rule> {
     for set in sets.iter().map(|set| set.name) {
         match set {
             SetName::UnguardedInterfaces => rules.push(vec![Step::ArrivesByOneOf(set), Step::Accept]),
-            SetName::Open(family, length) => rules.push(vec![
-                Step::IsFamily(family),
-                Step::IsIn(
-                    set,
-                    vec![
-                        Field::Source(family, length),
-                        Field::Protocol,
-                        Field::DestinationPort,
-                    ],
-                ),
-                if has_udp {
-                    Step::Goto(ChainName::Granted)
-                } else {
-                    Step::Accept
-                },
-            ]),
+            SetName::Open(family, length) => rules.push(lets_in(family, length, has_udp)),
             // These don't refresh what they match: else a client that keeps sending would never end.
             SetName::Flows(family) | SetName::Own(family) => rules.push(vec![
                 Step::IsFamily(family),
@@ -298,6 +283,26 @@ fn gate(sets: &[Set], has_udp: bool) -> Vec<Rule> {
     rules.push(vec![Step::CountDenied]);
     rules.push(vec![Step::Drop]);
     rules
+}
+
+/// The gate's rule for the openings of one prefix length.
+pub(crate) fn lets_in(family: Family, length: u8, has_udp: bool) -> Rule {
+    vec![
+        Step::IsFamily(family),
+        Step::IsIn(
+            SetName::Open(family, length),
+            vec![
+                Field::Source(family, length),
+                Field::Protocol,
+                Field::DestinationPort,
+            ],
+        ),
+        if has_udp {
+            Step::Goto(ChainName::Granted)
+        } else {
+            Step::Accept
+        },
+    ]
 }
 
 fn first_fragment(sets: &[Set]) -> Vec<Rule> {

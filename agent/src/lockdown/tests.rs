@@ -11,6 +11,19 @@ use crate::enforcer::fake::FakeTable;
 use crate::identity::ENROLLMENT;
 use crate::startup::tests::{enrollment, guarding, rules, sample, write_blank_ledger};
 
+/// `None` is a file that can't be read.
+fn shut(
+    file: Option<&HostRules>,
+    state: &StateDir,
+    gate: &mut impl Table,
+    clock: &impl Clock,
+    patience: Duration,
+) -> Result<LockedDown, NotLockedDown> {
+    let answers = Answers::of(state.clone(), file.cloned(), clock, patience);
+    let rules = file.cloned().unwrap_or_default();
+    shut_by(answers, &rules, file.is_some(), gate, clock)
+}
+
 fn clock() -> FakeClock {
     FakeClock::new("2026-11-22T12:00:00Z".parse().unwrap())
 }
@@ -287,14 +300,14 @@ fn a_flushed_table_beside_an_agent_is_made_whole_whichever_answer_is_slow() {
     for (in_use, wanted) in [(0, 0), (400, 0), (0, 400), (400, 400)] {
         let (answers, whole) = answers_after(in_use, wanted);
         let mut flushed = FakeTable::default();
-        let done = shut_by(answers, Some(&file()), &mut flushed, &clock()).unwrap();
+        let done = shut_by(answers, &file(), true, &mut flushed, &clock()).unwrap();
         assert_eq!(done, applied(whole.clone()), "{in_use} {wanted}");
         assert_eq!(flushed.ruleset, Some(whole), "{in_use} {wanted}");
     }
     // One that stands is the agent's own affair.
     let (answers, _) = answers_after(400, 400);
     let mut table = standing();
-    let done = shut_by(answers, Some(&file()), &mut table, &clock()).unwrap();
+    let done = shut_by(answers, &file(), true, &mut table, &clock()).unwrap();
     assert_eq!((done, table.past.len()), (LockedDown::AgentRuns, 1));
     assert_eq!(table.ruleset.unwrap().openings().len(), 1);
 }
@@ -307,7 +320,7 @@ fn what_others_do_to_other_tables_leaves_no_half_table_and_the_agents_own_stands
             interruptions: vec![None; busy].into(),
             ..FakeTable::default()
         };
-        let done = shut_by(answers, Some(&file()), &mut flushed, &clock()).unwrap();
+        let done = shut_by(answers, &file(), true, &mut flushed, &clock()).unwrap();
         assert_eq!(
             (done, &flushed.ruleset),
             (applied(whole.clone()), &Some(whole)),
@@ -322,7 +335,7 @@ fn what_others_do_to_other_tables_leaves_no_half_table_and_the_agents_own_stands
             interruptions: [None, Some(made.clone())].into(),
             ..FakeTable::default()
         };
-        let done = shut_by(answers, Some(&file()), &mut flushed, &clock()).unwrap();
+        let done = shut_by(answers, &file(), true, &mut flushed, &clock()).unwrap();
         assert_eq!((done, flushed.ruleset), (LockedDown::AgentRuns, Some(made)));
     }
 }

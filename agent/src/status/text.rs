@@ -5,7 +5,8 @@ use std::fmt::{Result, Write};
 use nightlatch_core::prefix::Prefix;
 use nightlatch_core::ruleset::Ruleset;
 
-use super::{CeilingStatus, GrantState, GrantStatus, MachineStatus, Numbered, Status};
+use super::{BreakGlassStatus, CeilingStatus, GrantState, GrantStatus, MachineStatus, Numbered, Status};
+use crate::break_glass::opened_by;
 use crate::comparison::TableStatus;
 use crate::ruleset_text::ports;
 
@@ -39,6 +40,7 @@ pub fn write_status(text: &mut impl Write, status: &Status, wanted: &Ruleset) ->
     write_assignment(text, status)?;
     write_time(text, status)?;
     write_grants(text, &status.grants)?;
+    write_break_glass(text, &status.break_glass)?;
     for problem in &status.problems {
         writeln!(text, "problem     {problem}")?;
     }
@@ -128,10 +130,7 @@ fn write_grants(text: &mut impl Write, grants: &[GrantStatus]) -> Result {
     }
     writeln!(text, "grants")?;
     for grant in grants {
-        let kernel = grant.kernel_remaining_seconds.map_or_else(
-            || "not open in the kernel".to_owned(),
-            |seconds| format!("kernel: {seconds:.0} s left"),
-        );
+        let kernel = kernel(grant.kernel_remaining_seconds);
         let state = match grant.state {
             GrantState::Open => format!("open until {:.0} ({kernel})", grant.end_time),
             GrantState::Ahead => format!("from {:.0} until {:.0}", grant.start_time, grant.end_time),
@@ -144,6 +143,38 @@ fn write_grants(text: &mut impl Write, grants: &[GrantStatus]) -> Result {
         )?;
     }
     Ok(())
+}
+
+/// Where there is none, there is nothing to say.
+fn write_break_glass(text: &mut impl Write, used: &[BreakGlassStatus]) -> Result {
+    if !used.is_empty() {
+        writeln!(text, "BREAK-GLASS")?;
+    }
+    for used in used {
+        let kernel = kernel(used.kernel_remaining_seconds);
+        let BreakGlassStatus {
+            id,
+            source,
+            ports,
+            reason,
+            opener,
+            end_time,
+            ..
+        } = used;
+        let (ports, opener) = (ports.join(", "), opened_by(opener));
+        writeln!(
+            text,
+            "  {id}  {source} to {ports}  open until {end_time:.0} ({kernel})  {reason} ({opener})"
+        )?;
+    }
+    Ok(())
+}
+
+fn kernel(remaining_seconds: Option<f64>) -> String {
+    remaining_seconds.map_or_else(
+        || "not open in the kernel".to_owned(),
+        |seconds| format!("kernel: {seconds:.0} s left"),
+    )
 }
 
 fn join(prefixes: &[Prefix]) -> String {

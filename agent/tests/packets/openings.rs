@@ -251,3 +251,49 @@ fn a_new_prefix_length_leaves_the_others_in_place() {
     scene.assert_shut("198.51.100.200", SSH);
     assert!(scene.firewall.is_in_place(now()).unwrap());
 }
+
+#[test]
+fn what_is_let_in_besides_takes_nothing_away_and_ends_by_itself() {
+    let mut scene = Scene::new();
+    scene.serve(&[22, 3389]);
+    let standing = guarding_with(&[tcp(22), udp(3389)], &[], Duration::from_secs(1))
+        .letting_in(FRIEND, tcp(22), seconds(LONG))
+        .letting_in("198.51.100.7", tcp(22), End::Never);
+    scene.apply(&standing);
+    let mut session = scene.connect(FRIEND, SSH);
+    let besides = [
+        opening(FRIEND, tcp(22)),
+        opening("198.51.100.7", tcp(22)),
+        opening(STRANGER, tcp(22)),
+        opening("2001:db8:1::/64", tcp(22)),
+        opening(STRANGER, udp(3389)),
+    ];
+    // By another process than the one that made the table.
+    let end = now().plus(Duration::from_secs(3));
+    scene.host.run(|| {
+        let mut firewall = nightlatch_agent::firewall::Firewall::open().unwrap();
+        firewall.let_in(&besides, end, now()).unwrap();
+    });
+    for (from, to) in [
+        (FRIEND, SSH),
+        ("198.51.100.7", SSH),
+        (STRANGER, SSH),
+        ("2001:db8:1::7", SSH6),
+    ] {
+        scene.connect(from, to);
+    }
+    assert!(scene.udp(STRANGER, crate::RDP).is_answered());
+    scene.assert_shut(STRANGER6, SSH6);
+    thread::sleep(end.since(now()) + Duration::from_millis(100));
+    scene.assert_shut(STRANGER, SSH);
+    scene.assert_shut("2001:db8:1::7", SSH6);
+    // What was open for longer still is.
+    scene.connect(FRIEND, SSH);
+    scene.connect("198.51.100.7", SSH);
+    assert_lives(&mut session);
+    // Without a table there is nothing to open.
+    scene.apply(&nightlatch_core::ruleset::Ruleset::default());
+    let end = now().plus(Duration::from_secs(LONG));
+    scene.firewall.let_in(&besides, end, now()).unwrap();
+    scene.connect(STRANGER, SSH);
+}

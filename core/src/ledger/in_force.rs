@@ -4,6 +4,7 @@ use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use super::{Ledger, entries};
+use crate::break_glass::VerifiedBreakGlass;
 use crate::host::HostRules;
 use crate::port::{PortKey, PortSpan};
 use crate::prefix::Prefix;
@@ -14,13 +15,24 @@ use crate::time::BootTime;
 pub(super) struct InForce {
     ruleset: Ruleset,
     trusted_sources: Vec<Prefix>,
+    console: Vec<VerifiedBreakGlass>,
     at: BootTime,
 }
 
 impl InForce {
-    fn end_of_trusted(&self, opening: OpeningKey) -> Option<End> {
-        let is_trusted = self.trusted_sources.contains(&opening.source);
-        (is_trusted && self.ruleset.guarded().contains(&opening.key)).then_some(End::Never)
+    /// The end that the host itself gives it, whatever grants say.
+    fn end_by_host(&self, opening: OpeningKey) -> Option<End> {
+        if !self.ruleset.guarded().contains(&opening.key) {
+            return None;
+        }
+        if self.trusted_sources.contains(&opening.source) {
+            return Some(End::Never);
+        }
+        let console = self.console.iter().flat_map(VerifiedBreakGlass::openings);
+        console
+            .filter(|(key, _)| *key == opening)
+            .map(|(_, end)| end)
+            .max()
     }
 }
 
@@ -54,7 +66,7 @@ impl Ledger {
         let in_force = match known {
             Some(mut known) => {
                 for key in self.entries.take_touched(known.at, now) {
-                    let end = known.end_of_trusted(key).max(self.entries.end_of(key, now));
+                    let end = known.end_by_host(key).max(self.entries.end_of(key, now));
                     known.ruleset.set(key, end);
                 }
                 known.at = now;
@@ -65,6 +77,7 @@ impl Ledger {
                 InForce {
                     ruleset: self.ruleset(host, now),
                     trusted_sources: host.trusted_sources.clone(),
+                    console: host.console.clone(),
                     at: now,
                 }
             }
@@ -79,6 +92,7 @@ fn has_same_frame(known: &InForce, host: &HostRules, guarded: &BTreeSet<PortKey>
         && *known.ruleset.unguarded_interfaces() == host.unguarded_interfaces
         && known.ruleset.udp_grace() == host.udp_grace
         && known.trusted_sources == host.trusted_sources
+        && known.console == host.console
 }
 
 pub(crate) fn base_ruleset(host: &HostRules, guarded: BTreeSet<PortKey>) -> Ruleset {
@@ -93,6 +107,10 @@ pub(crate) fn base_ruleset(host: &HostRules, guarded: BTreeSet<PortKey>) -> Rule
                 End::Never,
             );
         }
+    }
+    let console = host.console.iter().flat_map(VerifiedBreakGlass::openings);
+    for (opening, end) in console.filter(|(opening, _)| guarded.contains(&opening.key)) {
+        ruleset.open(opening, end);
     }
     ruleset
 }

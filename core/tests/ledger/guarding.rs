@@ -4,10 +4,15 @@ use crate::common::{
     ALICE, Host, MACHINE, alice, at, boot, first_boot, installation, left_out, policy, policy_envelope,
     replay, root, spans, ssh_policy,
 };
+use nightlatch_core::break_glass::{Asked, BreakGlass, Limits, OfBoot, Opener, VerifiedBreakGlass};
+use nightlatch_core::id::BreakGlassId;
 use nightlatch_core::keys::{KeyList, ListNumber};
 use nightlatch_core::policy::{AllowedSources, MachinePolicy, Policy, PortRule};
 use nightlatch_core::port::{PortRange, Protocols};
+use nightlatch_core::request::Justification;
 use nightlatch_core::signing::SigningKey;
+use nightlatch_core::time::BootId;
+use uuid::Uuid;
 
 #[test]
 fn a_policy_guards_its_ports_and_only_a_later_one_replaces_it() {
@@ -140,4 +145,56 @@ fn a_policy_of_1024_scattered_ports_is_taken() {
     let change = host.take(&guarding, 0).unwrap();
     assert!(change.left_out().is_empty(), "{:?}", change.left_out());
     assert!(!host.allows(ALICE, "65535/udp", 0));
+}
+
+/// From the second `start` on, for as many seconds.
+fn opened_by_root(source: &str, start: u64, seconds: u64) -> VerifiedBreakGlass {
+    let asked = Asked {
+        ports: vec!["22".parse().unwrap()],
+        source: source.parse().unwrap(),
+        length: core::time::Duration::from_secs(seconds),
+        reason: Justification::try_from("the server burns".to_owned()).unwrap(),
+    };
+    let (limits, key) = (Limits::default(), SigningKey::from_seed(&[9; 32]));
+    let ports = spans(&["22/tcp"]).iter().flat_map(|span| span.keys()).collect();
+    let moment = (BootId(Uuid::nil()), boot(start), at(start));
+    let id = BreakGlassId::new(Uuid::nil());
+    let used = BreakGlass::new(id, &asked, &ports, &limits, moment, Opener::default()).unwrap();
+    let envelope = used.seal(&key);
+    BreakGlass::verify(&envelope, &[key.public()], &limits, OfBoot::Certain, boot(start)).unwrap()
+}
+
+#[test]
+fn what_root_opens_holds_beside_grants_whichever_ends_later() {
+    let ssh = spans(&["22/tcp"])[0].keys().next().unwrap();
+    for seconds in [50, 200] {
+        let issued = alice(100);
+        let mut host = Host::with([&issued]);
+        host.ledger.recorded(host.ledger.number());
+        for console in [vec![], vec![opened_by_root(ALICE, 10, seconds)], vec![]] {
+            host.rules.console = console;
+            for second in [10, 55, 99, 150, 250] {
+                // Each from what was in force before, and one after the other.
+                let mut ledger = host.ledger.clone();
+                let wanted = ledger.ruleset(&host.rules, boot(second));
+                let in_force = ledger.in_force(&host.rules, boot(second));
+                let is_open = |from: &str| in_force.allows(from.parse().unwrap(), ssh, boot(second));
+                let by_root = !host.rules.console.is_empty() && second < 10 + seconds;
+                assert_eq!(is_open(ALICE), second < 100 || by_root, "at {second}");
+                assert!(!is_open("192.0.2.99"));
+                assert_eq!(
+                    wanted.allows(ALICE.parse().unwrap(), ssh, boot(second)),
+                    is_open(ALICE)
+                );
+                drop(ledger.in_force(&host.rules, boot(second + 1)));
+            }
+        }
+        // A grant that ends leaves what root has opened.
+        host.rules.console = vec![opened_by_root(ALICE, 10, seconds)];
+        for second in [20, 99, 101, 300] {
+            let in_force = host.ledger.in_force(&host.rules, boot(second));
+            let allowed = in_force.allows(ALICE.parse().unwrap(), ssh, boot(second));
+            assert_eq!(allowed, second < 100 || second < 10 + seconds, "at {second}");
+        }
+    }
 }

@@ -150,7 +150,8 @@ async fn with_anothers_database(world: &World) -> Vec<u8> {
     let database = other.join("nightlatch.db");
     let mut connection = connection(&database).await;
     for statement in [
-        "DELETE FROM _sqlx_migrations WHERE version = 2",
+        "DELETE FROM _sqlx_migrations WHERE version >= 2",
+        "DROP TABLE break_glass",
         "DROP TABLE held",
         "DROP INDEX grants_leaving",
         "DROP INDEX requests_by_key",

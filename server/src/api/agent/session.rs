@@ -78,6 +78,7 @@ struct Course {
     knows_time: bool,
     asked_for_whole: bool,
     reports: u32,
+    break_glass: u32,
     unknown: u32,
     bad_receipts: usize,
 }
@@ -175,6 +176,7 @@ impl Session {
             knows_time: false,
             asked_for_whole: false,
             reports: 0,
+            break_glass: 0,
             unknown: 0,
             bad_receipts: 0,
         };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nightlatch_core::assignment::Generation;
 use nightlatch_proto::convert::InvalidField;
+use nightlatch_proto::convert::break_glass::BreakGlassReport;
 use nightlatch_proto::convert::time::timestamp;
 use nightlatch_proto::error::Problem;
 use nightlatch_proto::pb;
@@ -90,6 +91,7 @@ impl Session {
                 self.hear_settled(course, Generation(generation)).await
             }
             Some(Said::Report(report)) => self.hear_report(course, report).await,
+            Some(Said::BreakGlass(report)) => self.hear_break_glass(course, report).await,
             Some(Said::Hello(_)) => Err(InvalidField::new("hello", "comes once").into()),
             None => {
                 course.unknown = course.unknown.saturating_add(1);
@@ -195,6 +197,18 @@ impl Session {
             .agents
             .report(self.machine, &code, message, self.now())
             .await?)
+    }
+}
+
+impl Session {
+    async fn hear_break_glass(&self, course: &mut Course, report: pb::BreakGlass) -> Result<(), End> {
+        let report = BreakGlassReport::try_from(report).map_err(|error| error.within("break_glass"))?;
+        course.break_glass = course.break_glass.saturating_add(1);
+        if course.break_glass > MOST_REPORTS {
+            warn!(machine = %course.name, id = %report.id, "tells too much of break-glass");
+            return Ok(());
+        }
+        Ok(self.agents.break_glass(self.machine, &report, self.now()).await?)
     }
 }
 
