@@ -73,8 +73,8 @@ pub enum Verb {
     },
     /// For an emergency, on the console and for root alone: opens a guarded port, whatever else doesn't work.
     ///
-    /// Needs neither the network nor a running agent, and every terminal, the journal and the server are told. The
-    /// section [break_glass] of the host's own file bounds it.
+    /// Needs neither the network nor a running agent, and every terminal, the journal and the server are told.
+    /// The section break_glass of the host's own file bounds it.
     #[command(
         after_help = "Example: nightlatch-agent break-glass --port 22 --from 192.0.2.7 --for 15m \\\n             \
                       --reason 'the server is down, ticket 4711'"
