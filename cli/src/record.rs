@@ -254,6 +254,8 @@ pub(crate) struct RuleRecord {
     pub(crate) port: String,
     pub(crate) from: Vec<String>,
     pub(crate) max: String,
+    /// `keep` or `cut`.
+    pub(crate) at_end: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

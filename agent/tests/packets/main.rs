@@ -10,6 +10,7 @@
 mod netns;
 
 mod changes;
+mod cut;
 mod fragments;
 mod model;
 mod openings;

@@ -333,6 +333,7 @@ impl Client {
         machine: &MachineRef,
         policy: &Policy,
         etag: String,
+        end_sessions: bool,
     ) -> Result<PolicyRecord, Failure> {
         let policy = pb::Policy {
             name: machine.policy(),
@@ -343,6 +344,7 @@ impl Client {
         let message = pb::UpdatePolicyRequest {
             policy: Some(policy),
             update_mask: None,
+            end_sessions,
         };
         Ok(self
             .within(
