@@ -97,8 +97,6 @@ fn frame_differences(wanted: &Ruleset, beside: &Beside) -> Vec<String> {
     for (these, others, what) in [
         (wanted.guarded(), &found.guarded, "is not guarded"),
         (&found.guarded, wanted.guarded(), "is guarded besides"),
-        (wanted.cut(), &found.cut, "is not cut"),
-        (&found.cut, wanted.cut(), "is cut besides"),
     ] {
         differences.extend(these.difference(others).map(|key| format!("{key} {what}")));
     }

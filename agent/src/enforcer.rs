@@ -357,19 +357,12 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
     }
 
     fn wanted(&mut self, now: BootTime) -> Ruleset {
-        let in_force = if self.guarded_meanwhile.is_empty() {
-            self.ledger.in_force(&self.rules, now)
-        } else {
-            let mut rules = self.rules.clone();
-            rules.guarded.extend(&self.guarded_meanwhile);
-            self.ledger.in_force(&rules, now)
-        };
-        // After a loss it isn't known whose connections a grant covers, so none is cut.
-        if self.needs_whole {
-            in_force.cutting([])
-        } else {
-            in_force
+        if self.guarded_meanwhile.is_empty() {
+            return self.ledger.in_force(&self.rules, now);
         }
+        let mut rules = self.rules.clone();
+        rules.guarded.extend(&self.guarded_meanwhile);
+        self.ledger.in_force(&rules, now)
     }
 }
 

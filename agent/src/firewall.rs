@@ -382,7 +382,6 @@ fn put_remembered(
 /// Whether only openings differ; all else is rare enough for a rebuild.
 fn has_same_frame(one: &Ruleset, other: &Ruleset) -> bool {
     one.guarded() == other.guarded()
-        && one.cut() == other.cut()
         && one.unguarded_interfaces() == other.unguarded_interfaces()
         && one.udp_grace() == other.udp_grace()
 }

@@ -48,8 +48,6 @@ pub fn hold(
         if is_in_doubt && !standing.open.is_empty() {
             tracing::warn!("the table was loaded from elsewhere: what it lets in for a time is shut");
         }
-        // What was cut stays cut, and nothing else is: whose connections are open by a grant isn't known.
-        wanted = wanted.cutting(standing.cut.iter().filter(|_| !is_in_doubt).copied());
         if let Some(ceiling) = rules.ceiling.as_ref().filter(|_| !is_in_doubt) {
             let latest = read_at.plus(ceiling.longest);
             for (opening, end) in standing
@@ -85,8 +83,7 @@ pub fn shut(
     if !found.is_subset(ruleset_of(rules, ledger, clock.now()).guarded()) {
         tracing::warn!("the table guards ports that no file accounts for now; they stay guarded");
     }
-    // Whose connections are open by a grant isn't known, so none is cut.
-    let wanted = with_guards(rules, ledger, guarded.as_ref(), clock.now()).cutting([]);
+    let wanted = with_guards(rules, ledger, guarded.as_ref(), clock.now());
     if wanted.is_empty() {
         return Ok(guarded.is_none().then_some(wanted));
     }
@@ -105,13 +102,8 @@ pub fn guard_the_files(
 ) -> Result<(), FirewallError> {
     let now = clock.now();
     let guarded = gate.guarded()?;
-    let mut wanted = with_guards(rules, None, guarded.as_ref(), now);
-    let mut beside = gate.beside(&wanted, now)?;
-    let cut = beside.as_ref().map(|beside| beside.found.cut.clone());
-    if let Some(cut) = cut.filter(|cut| !cut.is_empty()) {
-        wanted = wanted.cutting(cut);
-        beside = gate.beside(&wanted, now)?;
-    }
+    let wanted = with_guards(rules, None, guarded.as_ref(), now);
+    let beside = gate.beside(&wanted, now)?;
     let is_allowed = |beside: &Beside| is_allowed(beside, &wanted, rules.ceiling.as_ref(), now);
     if wanted.is_empty() || beside.as_ref().is_some_and(is_allowed) {
         return Ok(());

@@ -20,13 +20,6 @@ pub fn write_ruleset(text: &mut impl Write, ruleset: &Ruleset, now: BootTime) ->
         );
     }
     writeln!(text, "guarded: {}", ports(ruleset.guarded()))?;
-    if !ruleset.cut().is_empty() {
-        writeln!(
-            text,
-            "open connections end with their grant: {}",
-            ports(ruleset.cut())
-        )?;
-    }
     if !ruleset.unguarded_interfaces().is_empty() {
         let names: Vec<&str> = ruleset
             .unguarded_interfaces()

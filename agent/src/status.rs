@@ -35,8 +35,6 @@ pub struct Status {
     /// In what it differs, for people.
     pub differences: Vec<String>,
     pub guarded: Vec<String>,
-    /// Where open connections end with what let them in.
-    pub cut: Vec<String>,
     pub guarded_by_file: Vec<String>,
     pub unguarded_interfaces: Vec<String>,
     pub trusted_sources: Vec<Prefix>,
@@ -172,7 +170,6 @@ impl Status {
             table,
             differences,
             guarded: wanted.guarded().iter().map(ToString::to_string).collect(),
-            cut: wanted.cut().iter().map(ToString::to_string).collect(),
             guarded_by_file: rules.guarded.iter().map(ToString::to_string).collect(),
             unguarded_interfaces: rules.unguarded_interfaces.iter().cloned().collect(),
             ceiling: rules.ceiling.as_ref().map(CeilingStatus::of),

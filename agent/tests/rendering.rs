@@ -105,19 +105,6 @@ fn sources_of_every_prefix_length_are_rendered_alike() {
 }
 
 #[test]
-fn ports_that_are_cut_are_rendered_alike() {
-    let ruleset = guarding(&[tcp(22), tcp(3389), udp(3389)]);
-    assert_same_table(&ruleset.clone().cutting([tcp(22)]));
-    assert_same_table(&ruleset.clone().cutting([udp(3389)]));
-    let all = ruleset.guarded().clone();
-    assert_same_table(
-        &ruleset
-            .cutting(all)
-            .letting_in("192.0.2.7", tcp(22), ends_in(1_799)),
-    );
-}
-
-#[test]
 fn udp_interfaces_and_trusted_sources_are_rendered_alike() {
     let ruleset = guarding_with(
         &[tcp(22), udp(3389), udp(40_000)],

@@ -45,10 +45,6 @@ A file says the same:
 Without `from` any source may be asked for, without `max` three hours. Open TCP connections go on; of a UDP port that
 nothing guarded before, open flows may be cut, and a warning names it.
 
-With `at_end=cut` (in a file: at_end = \"cut\") a source that no grant and no trusted source of the host covers passes no
-packet on that port: open connections end with their grant, by its end, `done` or `revoke`. Ports that become so by this
-take `--end-sessions`, as all connections without a grant end at once, yours too.
-
 Exit codes: 0 set, 1 refused or failed, 2 usage, 3 set, but the machine is away: its ports are shut when it
 connects, 4 set, but the result could not be written.";
 
@@ -59,12 +55,11 @@ pub(crate) struct Wanted {
     /// Name or id.
     #[arg(value_name = "MACHINE")]
     machine: MachineRef,
-    /// A rule: port or range and protocol, allowed sources, longest request, what becomes of open connections. May be
-    /// repeated.
+    /// A rule: port or range and protocol, allowed sources, longest request. May be repeated.
     #[arg(
         long = "port",
         short = 'p',
-        value_name = "PORT/PROTOCOL[,from=PREFIX...][,max=LENGTH][,at_end=cut]",
+        value_name = "PORT/PROTOCOL[,from=PREFIX...][,max=LENGTH]",
         required_unless_present = "file",
         value_parser = policy_file::parse_rule
     )]
@@ -75,9 +70,6 @@ pub(crate) struct Wanted {
     /// Set it only if the policy is still the one with this etag.
     #[arg(long, value_name = "ETAG", value_parser = NonEmptyStringValueParser::new())]
     etag: Option<String>,
-    /// Let open connections end: needed where ports become at_end=cut that weren't.
-    #[arg(long)]
-    end_sessions: bool,
 }
 
 /// Delete a machine's policy: its ports are no longer guarded, unless the host's own file lists them, and
@@ -124,7 +116,6 @@ pub(crate) async fn set(wanted: Wanted, connection: &Connection, output: &Output
         rules,
         file,
         etag,
-        end_sessions,
     } = wanted;
     let policy = match file {
         Some(path) => policy_file::read(&path)?,
@@ -133,7 +124,7 @@ pub(crate) async fn set(wanted: Wanted, connection: &Connection, output: &Output
     let client = Client::connect(connection).await?;
     let before = Before::read(&client, &machine).await;
     let set = client
-        .set_policy(&machine, &policy, etag.unwrap_or_default(), end_sessions)
+        .set_policy(&machine, &policy, etag.unwrap_or_default())
         .await?;
     let after = async {
         let before = before?;
@@ -264,14 +255,14 @@ fn write(policy: PolicyRecord, output: &Output) -> Result<(), Failure> {
     if output.is_json() {
         return output.json(&One { policy });
     }
-    let rows = policy.rules.into_iter().map(|rule| -> Vec<Field> {
-        let from = rule.from.join(", ");
-        vec![rule.port.into(), from.into(), rule.max.into(), rule.at_end.into()]
-    });
+    let rows = policy
+        .rules
+        .into_iter()
+        .map(|rule| -> Vec<Field> { vec![rule.port.into(), rule.from.join(", ").into(), rule.max.into()] });
     output.line(&format!(
         "{} (etag {})",
         printable(&policy.machine),
         printable(&policy.etag)
     ))?;
-    output.table(&["PORT", "FROM", "MAX", "AT END"], rows.collect())
+    output.table(&["PORT", "FROM", "MAX"], rows.collect())
 }

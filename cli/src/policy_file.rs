@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use nightlatch_core::policy::{AllowedSources, AtEnd, InvalidAtEnd, InvalidPolicy, Policy, PortRule};
+use nightlatch_core::policy::{AllowedSources, InvalidPolicy, Policy, PortRule};
 use nightlatch_core::port::{InvalidPort, PortPattern};
 use nightlatch_core::prefix::InvalidPrefix;
 use serde::Deserialize;
@@ -30,13 +30,11 @@ pub(crate) enum InvalidRule {
     NoSources,
     #[error("max: {0}")]
     Max(#[from] InvalidLength),
-    #[error("at_end: {0}")]
-    AtEnd(#[from] InvalidAtEnd),
     #[error("from: {0}")]
     Sources(InvalidPolicy),
     #[error("max: {0}")]
     Limit(InvalidPolicy),
-    #[error("`{0}` is unknown: after the port come from=PREFIX, max=LENGTH and at_end=keep or at_end=cut")]
+    #[error("`{0}` is unknown: after the port come from=PREFIX and max=LENGTH")]
     Unknown(String),
     #[error("`{0}` is given twice")]
     Twice(&'static str),
@@ -78,7 +76,7 @@ impl InvalidPolicyFile {
     }
 }
 
-/// Reads `PORT/PROTOCOL[,from=PREFIX[,PREFIX]...][,max=LENGTH][,at_end=keep|cut]`.
+/// Reads `PORT/PROTOCOL[,from=PREFIX[,PREFIX]...][,max=LENGTH]`.
 ///
 /// # Errors
 /// The first part that is wrong.
@@ -86,7 +84,7 @@ pub(crate) fn parse_rule(text: &str) -> Result<PortRule, InvalidRule> {
     let mut parts = text.split(',').map(str::trim);
     let port = parts.next().unwrap_or_default();
     let mut sources: Vec<&str> = Vec::new();
-    let (mut longest, mut at_end) = (None, None);
+    let mut longest = None;
     let mut in_sources = false;
     for part in parts {
         match part.split_once('=') {
@@ -100,27 +98,16 @@ pub(crate) fn parse_rule(text: &str) -> Result<PortRule, InvalidRule> {
                     return Err(InvalidRule::Twice("max"));
                 }
             }
-            Some(("at_end", end)) => {
-                in_sources = false;
-                if at_end.replace(end).is_some() {
-                    return Err(InvalidRule::Twice("at_end"));
-                }
-            }
             // A prefix that follows another one.
             None if in_sources => sources.push(part),
             _ => return Err(InvalidRule::Unknown(part.to_string())),
         }
     }
-    rule(port, &sources, longest, at_end)
+    rule(port, &sources, longest)
 }
 
 /// No source given means any, no limit given means the default.
-fn rule(
-    port: &str,
-    sources: &[&str],
-    longest: Option<&str>,
-    at_end: Option<&str>,
-) -> Result<PortRule, InvalidRule> {
+fn rule(port: &str, sources: &[&str], longest: Option<&str>) -> Result<PortRule, InvalidRule> {
     let pattern: PortPattern = port.parse()?;
     let protocols = pattern
         .protocols
@@ -139,13 +126,10 @@ fn rule(
         .map(parse_length)
         .transpose()?
         .unwrap_or(PortRule::DEFAULT_LIMIT);
-    let rule = PortRule::new(pattern.range, protocols, sources, longest);
-    let mut rule = rule.map_err(|invalid| match invalid {
+    PortRule::new(pattern.range, protocols, sources, longest).map_err(|invalid| match invalid {
         InvalidPolicy::NoSources | InvalidPolicy::TooManySources(_) => InvalidRule::Sources(invalid),
         invalid => InvalidRule::Limit(invalid),
-    })?;
-    rule.at_end = at_end.map_or_else(|| Ok(AtEnd::default()), str::parse)?;
-    Ok(rule)
+    })
 }
 
 #[derive(Deserialize)]
@@ -160,7 +144,6 @@ struct RawRule {
     port: String,
     from: Option<toml::Value>,
     max: Option<String>,
-    at_end: Option<String>,
 }
 
 impl RawRule {
@@ -175,7 +158,7 @@ impl RawRule {
             // An empty list allows nobody, which is not what a missing one means.
             Some(_) => return Err(InvalidRule::NoSources),
         };
-        rule(&self.port, &sources, self.max.as_deref(), self.at_end.as_deref())
+        rule(&self.port, &sources, self.max.as_deref())
     }
 }
 
@@ -227,13 +210,7 @@ fn parse(text: &str, path: &Path) -> Result<Policy, InvalidPolicyFile> {
 
 pub(crate) fn to_toml(rules: &[RuleRecord]) -> String {
     let mut text = String::new();
-    for (position, rule) in rules.iter().enumerate() {
-        let RuleRecord {
-            port,
-            from,
-            max,
-            at_end,
-        } = rule;
+    for (position, RuleRecord { port, from, max }) in rules.iter().enumerate() {
         let blank = if position > 0 { "\n" } else { "" };
         let from = match from.as_slice() {
             [any] if any == "*" => toml::Value::String(any.clone()),
@@ -246,10 +223,6 @@ pub(crate) fn to_toml(rules: &[RuleRecord]) -> String {
             "{blank}[[rules]]\nport = {port}\nfrom = {from}\nmax = {max}\n"
         )
         .unwrap_or_default();
-        if at_end != AtEnd::default().as_str() {
-            let at_end = toml::Value::String(at_end.clone());
-            writeln!(text, "at_end = {at_end}").unwrap_or_default();
-        }
     }
     text
 }
@@ -269,7 +242,6 @@ mod tests {
                 .map(ToString::to_string)
                 .collect(),
             max: format_iso8601(rule.longest()),
-            at_end: rule.at_end.to_string(),
         }
     }
 
@@ -283,11 +255,6 @@ mod tests {
                 "8000-8010/udp,from=192.0.2.0/24,2001:db8::/32,max=PT1H",
                 "8000-8010/udp from 192.0.2.0/24, 2001:db8::/32 max PT1H",
             ),
-            (
-                "22/tcp,from=192.0.2.7,at_end=cut",
-                "22/tcp from 192.0.2.7/32 max PT3H at end cut",
-            ),
-            ("22/tcp,at_end=keep", "22/tcp from * max PT3H"),
             (
                 "22/tcp,from=192.0.2.7,from=198.51.100.0/24",
                 "22/tcp from 192.0.2.7/32, 198.51.100.0/24 max PT3H",
@@ -310,8 +277,6 @@ mod tests {
             ("22/tcp,max=25h", "PT5M to PT24H"),
             ("22/tcp,max=soon", "not a length of time"),
             ("22/tcp,max=1h,max=2h", "given twice"),
-            ("22/tcp,at_end=explode", "write keep or cut"),
-            ("22/tcp,at_end=cut,at_end=keep", "given twice"),
             ("22/tcp,192.0.2.7", "is unknown"),
             ("22/tcp,color=red", "is unknown"),
         ] {
@@ -338,7 +303,7 @@ mod tests {
     #[test]
     fn what_is_shown_as_toml_can_be_set_again() {
         let text = "[[rules]]\nport = \"22/tcp\"\nfrom = \"*\"\nmax = \"PT3H\"\n\n\
-                    [[rules]]\nport = \"8000-8010/*\"\nfrom = [\"192.0.2.0/24\", \"2001:db8::/32\"]\nmax = \"PT30M\"\nat_end = \"cut\"\n";
+                    [[rules]]\nport = \"8000-8010/*\"\nfrom = [\"192.0.2.0/24\", \"2001:db8::/32\"]\nmax = \"PT30M\"\n";
         let policy = parse(text, Path::new("web-1.toml")).unwrap();
         let rules: Vec<RuleRecord> = policy.rules().iter().map(record).collect();
         assert_eq!(to_toml(&rules), text);

@@ -254,8 +254,6 @@ pub(crate) struct RuleRecord {
     pub(crate) port: String,
     pub(crate) from: Vec<String>,
     pub(crate) max: String,
-    /// `keep` or `cut`.
-    pub(crate) at_end: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -18,7 +18,7 @@ mod machine_policy;
 mod rule;
 
 pub use machine_policy::{LONGEST_POLICY, MachinePolicy, PAYLOAD_TYPE, PolicyRejected, VerifiedPolicy};
-pub use rule::{AllowedSources, AtEnd, InvalidAtEnd, PortRule};
+pub use rule::{AllowedSources, PortRule};
 
 /// The most guarded keys (port and protocol) of a machine.
 pub const MOST_GUARDED: usize = 1024;
@@ -76,20 +76,6 @@ impl Policy {
     /// The ports that are shut where this policy is in force.
     pub fn guarded(&self) -> impl Iterator<Item = PortSpan> {
         self.rules.iter().flat_map(PortRule::spans)
-    }
-
-    /// The ports whose open connections end with what let them in.
-    pub fn cut(&self) -> impl Iterator<Item = PortSpan> {
-        let rules = self.rules.iter().filter(|rule| rule.at_end == AtEnd::Cut);
-        rules.flat_map(PortRule::spans)
-    }
-
-    /// Those of them that `before` leaves alone: open connections may end when this policy takes its place.
-    pub fn newly_cut(&self, before: Option<&Self>) -> BTreeSet<PortKey> {
-        let known = before.into_iter().flat_map(Self::cut);
-        let known: BTreeSet<PortKey> = known.flat_map(|span| span.keys()).collect();
-        let cut = self.cut().flat_map(|span| span.keys());
-        cut.filter(|key| !known.contains(key)).collect()
     }
 
     /// Decides on a request. `ceiling` is the host's own, so that what the host would refuse is refused here

@@ -41,7 +41,6 @@ impl End {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
     guarded: BTreeSet<PortKey>,
-    cut: BTreeSet<PortKey>,
     unguarded_interfaces: BTreeSet<String>,
     udp_grace: Duration,
     openings: Openings,
@@ -55,19 +54,6 @@ impl Ruleset {
 
     pub fn guarded(&self) -> &BTreeSet<PortKey> {
         &self.guarded
-    }
-
-    /// Guarded ports to which a source that nothing lets in passes no packet, not even one of an open connection.
-    pub fn cut(&self) -> &BTreeSet<PortKey> {
-        &self.cut
-    }
-
-    /// The same with these ports cut, as far as they are guarded.
-    #[must_use]
-    pub fn cutting(self, ports: impl IntoIterator<Item = PortKey>) -> Self {
-        let guarded = &self.guarded;
-        let cut = ports.into_iter().filter(|key| guarded.contains(key)).collect();
-        Self { cut, ..self }
     }
 
     /// Names of interfaces whose packets are let through unseen.
@@ -112,7 +98,6 @@ impl Ruleset {
     ) -> Self {
         Self {
             guarded,
-            cut: BTreeSet::new(),
             unguarded_interfaces,
             udp_grace,
             openings: Openings::default(),

@@ -17,18 +17,6 @@ use crate::store::grants::{self, Ended};
 use crate::store::machines::{self, Machine, SignedPolicy};
 use crate::store::{Change, Store, StoreError};
 
-/// As many ports are named in an answer.
-const MOST_NAMED: usize = 8;
-
-/// How a policy is to be set.
-#[derive(Clone, Debug, Default)]
-pub struct Edit {
-    /// Of the policy that it is to replace; not checked if it is empty.
-    pub etag: String,
-    /// Open connections to ports that are cut from now on.
-    pub may_end_sessions: bool,
-}
-
 /// Sets and deletes policies.
 pub struct Policies {
     pub store: Store,
@@ -45,38 +33,20 @@ pub fn etag(machine: &Machine) -> String {
 }
 
 impl Policies {
-    /// Sets a machine's policy. Grants that run are left alone, open connections unless the edit says that they may end.
+    /// Sets a machine's policy. An empty etag isn't checked. Grants that run are left alone.
     ///
     /// # Errors
-    /// No such machine, another etag, open connections that may end unasked for, a store that doesn't answer.
+    /// No such machine, another etag, a store that doesn't answer.
     pub async fn set(
         &self,
         caller: &Caller,
         which: &MachineRef,
         policy: &Policy,
-        edit: &Edit,
+        given: &str,
         now: Timestamp,
     ) -> Result<Machine, Refusal> {
         let mut change = self.store.change().await?;
-        let machine = edited(&mut change, which, "policy.name", &edit.etag).await?;
-        let newly_cut = policy.newly_cut(machine.policy.as_ref());
-        if !newly_cut.is_empty() && !edit.may_end_sessions {
-            let ports: Vec<String> = newly_cut
-                .iter()
-                .take(MOST_NAMED)
-                .map(ToString::to_string)
-                .collect();
-            let further = newly_cut.len().saturating_sub(MOST_NAMED);
-            let further = if further > 0 {
-                format!(" and {further} more")
-            } else {
-                String::new()
-            };
-            return Err(Refusal::SessionsWouldEnd {
-                machine: machine.name,
-                ports: format!("{}{further}", ports.join(", ")),
-            });
-        }
+        let machine = edited(&mut change, which, "policy.name", given).await?;
         self.put(&mut change, &machine, Some(policy), now).await?;
         let rules: Vec<String> = policy.rules().iter().map(ToString::to_string).collect();
         let event = audit::by(caller, now, EventKind::PolicySet, rules.join("; "));

@@ -47,11 +47,6 @@ pub enum Refusal {
     },
     #[error("the policy has changed since etag {given}: read it again, it has etag {current} now")]
     StaleEtag { given: String, current: String },
-    #[error(
-        "open connections to {ports} may end on {machine}, those of sources without a grant at once: \
-         say that they may (`--end-sessions`), or leave them alone (`at_end=keep`)"
-    )]
-    SessionsWouldEnd { machine: MachineName, ports: String },
     #[error("the enrolment token {}: create a new one with `nightlatch-server token create`", .0.in_words())]
     Token(BadToken),
     #[error("the token is for the machine {0} only")]

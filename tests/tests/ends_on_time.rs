@@ -79,36 +79,6 @@ fn with_everything_alive_on_several_machines_at_once() -> Result<()> {
     })
 }
 
-#[test]
-fn a_session_on_a_cut_port_ends_with_its_grant_although_agent_and_server_are_dead() -> Result<()> {
-    in_a_lab(1, Stage::Guarded, |lab| {
-        let (client, machine) = (lab.client(), lab.machine(1));
-        let set = ["policy", "set", "web-1", "--port", "22/tcp,at_end=cut"];
-        let refused = client.run(&set)?;
-        ensure!(
-            refused.code == Some(1) && refused.stderr.contains("--end-sessions"),
-            "{refused}"
-        );
-        client
-            .run(&[&set[..], &["--end-sessions"]].concat())?
-            .expect_success("nightlatch policy set --end-sessions")?;
-        wait::until_true("the host does not cut", Duration::from_secs(20), || {
-            let status = machine.run_agent(&["status", "--output", "json"])?;
-            let status: serde_json::Value = serde_json::from_str(&status.stdout)?;
-            Ok(status["cut"] == serde_json::json!(["22/tcp"]) && status["table"] == "in_place")
-        })?;
-        client.open("web-1", &["--port", "22", "--for", "10s"])?;
-        let opened = Instant::now();
-        let mut session = client.session("web-1")?;
-        lab.control().end(Signal::SIGKILL)?;
-        machine.end_agent(Signal::SIGKILL)?;
-        session.check_alive().context("within the grant")?;
-        wait::let_pass_until(opened + 2 * LENGTH);
-        ensure!(session.check_alive().is_err(), "a session outlived its grant");
-        Ok(())
-    })
-}
-
 /// One second into a grant of five something dies. The door stays open to its end and not longer.
 fn check(lab: &Lab, machine: Machine<'_>, die: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
     let client = lab.client();

@@ -90,11 +90,6 @@ impl Table for FakeTable {
         Ok(Standing {
             open: open.collect(),
             guarded: self.guarded()?,
-            cut: self
-                .ruleset
-                .iter()
-                .flat_map(|ruleset| ruleset.cut().clone())
-                .collect(),
             maker: self.maker,
             generation: None,
         })
@@ -103,7 +98,6 @@ impl Table for FakeTable {
     fn beside(&mut self, _wanted: &Ruleset, now: BootTime) -> Result<Option<Beside>, FirewallError> {
         let found = self.ruleset.as_ref().map(|ruleset| TableState {
             guarded: ruleset.guarded().clone(),
-            cut: ruleset.cut().clone(),
             unguarded_interfaces: ruleset.unguarded_interfaces().clone(),
             openings: ruleset
                 .openings()

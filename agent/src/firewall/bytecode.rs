@@ -28,7 +28,7 @@ fn step(step: &Step) -> Vec<Expressions> {
         // The loopback interface is the first of each network namespace.
         Step::ArrivesByLoopback => vec![meta(MetaKey::Iif), cmp(Operator::Equal, 1_u32.to_ne_bytes())],
         Step::LeavesByLoopback => vec![meta(MetaKey::Oif), cmp(Operator::Equal, 1_u32.to_ne_bytes())],
-        Step::ArrivesByOneOf(set) => vec![meta(MetaKey::Iifname), lookup(*set, IS_IN)],
+        Step::ArrivesByOneOf(set) => vec![meta(MetaKey::Iifname), lookup(*set)],
         Step::IsFamily(family) => {
             const NFPROTO_IPV4: u8 = 2;
             const NFPROTO_IPV6: u8 = 10;
@@ -68,11 +68,7 @@ fn step(step: &Step) -> Vec<Expressions> {
                 cmp(Operator::NotEqual, [0]),
             ]
         }
-        Step::IsIn(set, fields) => load(fields).into_iter().chain([lookup(*set, IS_IN)]).collect(),
-        Step::IsNotIn(set, fields) => load(fields)
-            .into_iter()
-            .chain([lookup(*set, IS_NOT_IN)])
-            .collect(),
+        Step::IsIn(set, fields) => load(fields).into_iter().chain([lookup(*set)]).collect(),
         Step::Remember(set, fields, length) => load(fields)
             .into_iter()
             .chain([update(*set, millis(*length))])
@@ -208,17 +204,8 @@ fn bitwise(register: Register, mask: Vec<u8>) -> Expressions {
     ])
 }
 
-const IS_IN: u32 = 0;
-/// NFT_LOOKUP_F_INV.
-const IS_NOT_IN: u32 = 1;
-
-/// The flags are said in any case, so that a rule that somebody turned around is no longer the same.
-fn lookup(set: SetName, flags: u32) -> Expressions {
-    Expressions::Lookup(vec![
-        Lookup::Set(set.to_string()),
-        Lookup::SourceRegister(FIRST),
-        Lookup::Flags(flags),
-    ])
+fn lookup(set: SetName) -> Expressions {
+    Expressions::Lookup(vec![Lookup::Set(set.to_string()), Lookup::SourceRegister(FIRST)])
 }
 
 fn verdict(verdict: Vec<VerdictAttribute>) -> Expressions {

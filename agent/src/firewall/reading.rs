@@ -26,7 +26,6 @@ use super::{batch, bytecode};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableState {
     pub guarded: BTreeSet<PortKey>,
-    pub cut: BTreeSet<PortKey>,
     pub unguarded_interfaces: BTreeSet<String>,
     /// With the time that remains; `None` for those that don't end.
     pub openings: BTreeMap<OpeningKey, Option<Duration>>,
@@ -75,13 +74,8 @@ pub(crate) fn state(netlink: &mut Netlink) -> Result<Option<TableState>, Firewal
         }
         for (key, remaining) in elements(netlink, set)? {
             match (set, key.as_slice()) {
-                (SetName::Guarded | SetName::Cut, [Value::Protocol(protocol), Value::Port(port)]) => {
-                    let ports = if set == SetName::Cut {
-                        &mut state.cut
-                    } else {
-                        &mut state.guarded
-                    };
-                    ports.insert(PortKey {
+                (SetName::Guarded, [Value::Protocol(protocol), Value::Port(port)]) => {
+                    state.guarded.insert(PortKey {
                         protocol: *protocol,
                         port: *port,
                     });

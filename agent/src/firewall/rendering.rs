@@ -212,7 +212,6 @@ fn statement(step: &Step) -> Statement<'static> {
             matches(Operator::NEQ, masked, Expression::Number(0))
         }
         Step::IsIn(set, fields) => equals(concat(fields), reference(*set)),
-        Step::IsNotIn(set, fields) => matches(Operator::NEQ, concat(fields), reference(*set)),
         Step::Remember(set, fields, length) => Statement::Set(SetStatement {
             op: SetOp::Update,
             elem: timed(concat(fields), *length),

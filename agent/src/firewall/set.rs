@@ -15,9 +15,7 @@ pub(crate) const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// How long the host's own UDP request may wait for its answer.
-pub(crate) const OWN_REQUEST: Duration = Duration::from_secs(120);
-/// How long a TCP connection of the host's own may be idle: as long as connection tracking remembers one.
-const OWN_CONNECTION: Duration = Duration::from_secs(5 * 86_400);
+const OWN_REQUEST: Duration = Duration::from_secs(120);
 /// How long after its last packet a served UDP client is still known as one, on top of the grace.
 const SERVED: Duration = Duration::from_secs(3_600);
 /// Bounds what a flood of spoofed UDP packets can cost. The kernel reserves 16 bytes for each at once.
@@ -52,8 +50,6 @@ impl Lifetime {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SetName {
     Guarded,
-    /// Ports to which a source that nothing lets in passes no packet.
-    Cut,
     UnguardedInterfaces,
     /// Openings of one prefix length: a plain hash set, so that overlapping prefixes don't collide.
     Open(Family, u8),
@@ -61,8 +57,6 @@ pub(crate) enum SetName {
     Flows(Family),
     /// UDP flows that the host began from a guarded port.
     Own(Family),
-    /// TCP connections that the host made from a port that is cut.
-    OwnTcp(Family),
     /// UDP clients that a grant let in, remembered so that answers to them never count as begun by the host.
     Served(Family),
 }
@@ -75,12 +69,10 @@ impl fmt::Display for SetName {
         };
         match self {
             Self::Guarded => f.write_str("guarded"),
-            Self::Cut => f.write_str("cut"),
             Self::UnguardedInterfaces => f.write_str("unguarded_interfaces"),
             Self::Open(family, length) => write!(f, "open{}_{length}", digit(family)),
             Self::Flows(family) => write!(f, "flows{}", digit(family)),
             Self::Own(family) => write!(f, "own{}", digit(family)),
-            Self::OwnTcp(family) => write!(f, "own_tcp{}", digit(family)),
             Self::Served(family) => write!(f, "served{}", digit(family)),
         }
     }
@@ -91,9 +83,6 @@ impl SetName {
     pub(crate) fn parse(name: &str) -> Option<Self> {
         let set = match name {
             "guarded" => Self::Guarded,
-            "cut" => Self::Cut,
-            "own_tcp4" => Self::OwnTcp(Family::Ipv4),
-            "own_tcp6" => Self::OwnTcp(Family::Ipv6),
             "unguarded_interfaces" => Self::UnguardedInterfaces,
             "flows4" => Self::Flows(Family::Ipv4),
             "flows6" => Self::Flows(Family::Ipv6),
@@ -120,21 +109,19 @@ impl SetName {
             Family::Ipv6 => KeyPart::Ipv6,
         };
         match self {
-            Self::Guarded | Self::Cut => vec![KeyPart::Protocol, KeyPart::Port],
+            Self::Guarded => vec![KeyPart::Protocol, KeyPart::Port],
             Self::UnguardedInterfaces => vec![KeyPart::Interface],
             Self::Open(family, _) => vec![address(family), KeyPart::Protocol, KeyPart::Port],
-            Self::Flows(family) | Self::Own(family) | Self::OwnTcp(family) => {
-                vec![address(family), KeyPart::Port, KeyPart::Port]
-            }
+            Self::Flows(family) | Self::Own(family) => vec![address(family), KeyPart::Port, KeyPart::Port],
             Self::Served(family) => vec![address(family), KeyPart::Port],
         }
     }
 
     pub(crate) const fn kind(self) -> SetKind {
         match self {
-            Self::Guarded | Self::Cut | Self::UnguardedInterfaces => SetKind::Plain,
+            Self::Guarded | Self::UnguardedInterfaces => SetKind::Plain,
             Self::Open(..) => SetKind::Timed,
-            Self::Flows(_) | Self::Own(_) | Self::OwnTcp(_) => SetKind::Learning { most: MOST_FLOWS },
+            Self::Flows(_) | Self::Own(_) => SetKind::Learning { most: MOST_FLOWS },
             Self::Served(_) => SetKind::Learning { most: MOST_CLIENTS },
         }
     }
@@ -144,9 +131,8 @@ impl SetName {
         match self {
             Self::Flows(_) => udp_grace.min(LONGEST),
             Self::Own(_) => OWN_REQUEST,
-            Self::OwnTcp(_) => OWN_CONNECTION,
             Self::Served(_) => udp_grace.min(LONGEST).saturating_add(SERVED),
-            Self::Guarded | Self::Cut | Self::UnguardedInterfaces | Self::Open(..) => Duration::ZERO,
+            Self::Guarded | Self::UnguardedInterfaces | Self::Open(..) => Duration::ZERO,
         }
     }
 
@@ -255,13 +241,12 @@ mod tests {
             [
                 SetName::Flows(family),
                 SetName::Own(family),
-                SetName::OwnTcp(family),
                 SetName::Served(family),
             ]
         });
         for set in open
             .chain(rest)
-            .chain([SetName::Guarded, SetName::Cut, SetName::UnguardedInterfaces])
+            .chain([SetName::Guarded, SetName::UnguardedInterfaces])
         {
             assert_eq!(SetName::parse(&set.to_string()), Some(set));
         }

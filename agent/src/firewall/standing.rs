@@ -18,8 +18,6 @@ const CARRYING: Duration = Duration::from_millis(10);
 pub struct Standing {
     /// `None` if there is no table.
     pub guarded: Option<BTreeSet<PortKey>>,
-    /// Of those, what it cuts.
-    pub cut: BTreeSet<PortKey>,
     /// What it lets in for a time, and until when at the latest.
     pub open: Vec<(OpeningKey, BootTime)>,
     pub maker: Maker,
@@ -46,7 +44,6 @@ impl Firewall {
         });
         Ok(Standing {
             guarded: Some(table.guarded),
-            cut: table.cut,
             open: open.collect(),
             maker: match table.mark {
                 Some(mark) if mark == self.mark => Maker::This,

@@ -1,18 +1,17 @@
 //! The table `inet nightlatch` as a plain value: sets, chains and rules, with no word of netlink or JSON.
 //!
 //! Packets meet the same gate twice: before address translation and fragments are undone, and again
-//! right before a local socket. Only connection attempts can be refused there, never an open session, unless the
-//! policy has its port cut at the end.
+//! right before a local socket. Only connection attempts can be refused there, never an open session.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use nightlatch_core::port::{PortKey, Protocol};
+use nightlatch_core::port::Protocol;
 use nightlatch_core::prefix::Family;
 use nightlatch_core::ruleset::Ruleset;
 
-use super::set::{Key, OWN_REQUEST, SHORTEST, SetName, Value};
+use super::set::{Key, SHORTEST, SetName, Value};
 
 /// Our only table, of family `inet`.
 pub(crate) const TABLE: &str = "nightlatch";
@@ -28,7 +27,6 @@ pub(crate) enum ChainName {
     FirstFragment,
     Granted,
     Outbound,
-    OutboundTcp,
 }
 
 impl ChainName {
@@ -41,7 +39,6 @@ impl ChainName {
             Self::FirstFragment => "first_fragment",
             Self::Granted => "granted",
             Self::Outbound => "outbound",
-            Self::OutboundTcp => "outbound_tcp",
         }
     }
 
@@ -60,7 +57,7 @@ impl ChainName {
                 point: HookPoint::Output,
                 priority: AFTER_NAT,
             }),
-            Self::Gate | Self::FirstFragment | Self::Granted | Self::Outbound | Self::OutboundTcp => None,
+            Self::Gate | Self::FirstFragment | Self::Granted | Self::Outbound => None,
         }
     }
 }
@@ -111,7 +108,6 @@ pub(crate) enum Step {
     /// TCP that answers or refuses; an attempt carries neither bit.
     HasAckOrRst,
     IsIn(SetName, Vec<Field>),
-    IsNotIn(SetName, Vec<Field>),
     /// Fails, as a condition does, when the set is full.
     Remember(SetName, Vec<Field>, Duration),
     CountDenied,
@@ -152,19 +148,12 @@ impl Table {
     /// The same with sets for these prefix lengths, which may be more than are in use.
     pub(crate) fn with_lengths(ruleset: &Ruleset, lengths: &BTreeSet<(Family, u8)>) -> Self {
         let has_udp = ruleset.guarded().iter().any(|key| key.protocol == Protocol::Udp);
-        let cuts_tcp = ruleset.cut().iter().any(|key| key.protocol == Protocol::Tcp);
         let interfaces = interfaces(ruleset);
 
         let mut sets = vec![Set {
             name: SetName::Guarded,
-            fixed: ports(ruleset.guarded()),
+            fixed: guarded(ruleset),
         }];
-        if !ruleset.cut().is_empty() {
-            sets.push(Set {
-                name: SetName::Cut,
-                fixed: ports(ruleset.cut()),
-            });
-        }
         if !interfaces.is_empty() {
             sets.push(Set {
                 name: SetName::UnguardedInterfaces,
@@ -184,8 +173,7 @@ impl Table {
                 ]
             })
             .filter(|set| has_udp && set.memory(ruleset.udp_grace()) >= SHORTEST);
-        let own_tcp = FAMILIES.into_iter().map(SetName::OwnTcp).filter(|_| cuts_tcp);
-        sets.extend(open.chain(learning).chain(own_tcp).map(|name| Set {
+        sets.extend(open.chain(learning).map(|name| Set {
             name,
             fixed: Vec::new(),
         }));
@@ -227,23 +215,20 @@ impl Table {
                 name: ChainName::Granted,
                 rules: granted(ruleset.udp_grace()),
             });
-        }
-        if has_udp || cuts_tcp {
             chains.push(Chain {
                 name: ChainName::Output,
-                rules: output(has_udp, cuts_tcp),
+                rules: vec![
+                    vec![Step::LeavesByLoopback, Step::Accept],
+                    vec![
+                        Step::IsProtocol(Protocol::Udp),
+                        Step::IsIn(SetName::Guarded, vec![Field::Protocol, Field::SourcePort]),
+                        Step::Goto(ChainName::Outbound),
+                    ],
+                ],
             });
-        }
-        if has_udp {
             chains.push(Chain {
                 name: ChainName::Outbound,
                 rules: outbound(ruleset.udp_grace()),
-            });
-        }
-        if cuts_tcp {
-            chains.push(Chain {
-                name: ChainName::OutboundTcp,
-                rules: outbound_tcp(),
             });
         }
         Self { sets, chains }
@@ -252,8 +237,10 @@ impl Table {
 
 const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
-fn ports(keys: &BTreeSet<PortKey>) -> Vec<Key> {
-    keys.iter()
+fn guarded(ruleset: &Ruleset) -> Vec<Key> {
+    ruleset
+        .guarded()
+        .iter()
         .map(|key| vec![Value::Protocol(key.protocol), Value::Port(key.port)])
         .collect()
 }
@@ -274,20 +261,9 @@ fn to_guarded() -> Step {
 }
 
 fn gate(sets: &[Set], has_udp: bool) -> Vec<Rule> {
-    let is_kept = sets
-        .iter()
-        .find(|set| set.name == SetName::Cut)
-        .map(|cut| Step::IsNotIn(cut.name, vec![Field::Protocol, Field::DestinationPort]));
-    let kept = |steps: Vec<Step>| {
-        steps
-            .into_iter()
-            .chain(is_kept.clone())
-            .chain([Step::Accept])
-            .collect()
-    };
     let mut rules = vec![
-        // A session that is open must never be cut here, whatever else is forgotten, unless its port is to be cut.
-        kept(vec![Step::IsProtocol(Protocol::Tcp), Step::HasAckOrRst]),
+        // A session that is open must never be cut here, whatever else is forgotten.
+        vec![Step::IsProtocol(Protocol::Tcp), Step::HasAckOrRst, Step::Accept],
         vec![Step::ArrivesByLoopback, Step::Accept],
     ];
     for set in sets.iter().map(|set| set.name) {
@@ -295,25 +271,13 @@ fn gate(sets: &[Set], has_udp: bool) -> Vec<Rule> {
             SetName::UnguardedInterfaces => rules.push(vec![Step::ArrivesByOneOf(set), Step::Accept]),
             SetName::Open(family, length) => rules.push(lets_in(family, length, has_udp)),
             // These don't refresh what they match: else a client that keeps sending would never end.
-            SetName::Flows(family) => rules.push(kept(vec![
-                Step::IsFamily(family),
-                Step::IsProtocol(Protocol::Udp),
-                Step::IsIn(set, inbound_flow(family)),
-            ])),
-            SetName::Own(family) => rules.push(vec![
+            SetName::Flows(family) | SetName::Own(family) => rules.push(vec![
                 Step::IsFamily(family),
                 Step::IsProtocol(Protocol::Udp),
                 Step::IsIn(set, inbound_flow(family)),
                 Step::Accept,
             ]),
-            SetName::OwnTcp(family) => rules.push(vec![
-                Step::IsFamily(family),
-                Step::IsProtocol(Protocol::Tcp),
-                Step::HasAckOrRst,
-                Step::IsIn(set, inbound_flow(family)),
-                Step::Accept,
-            ]),
-            SetName::Guarded | SetName::Cut | SetName::Served(_) => {}
+            SetName::Guarded | SetName::Served(_) => {}
         }
     }
     rules.push(vec![Step::CountDenied]);
@@ -370,41 +334,6 @@ fn granted(udp_grace: Duration) -> Vec<Rule> {
     rules
 }
 
-fn output(has_udp: bool, cuts_tcp: bool) -> Vec<Rule> {
-    let mut rules = vec![vec![Step::LeavesByLoopback, Step::Accept]];
-    for (is_needed, protocol, set, chain) in [
-        (has_udp, Protocol::Udp, SetName::Guarded, ChainName::Outbound),
-        (cuts_tcp, Protocol::Tcp, SetName::Cut, ChainName::OutboundTcp),
-    ] {
-        if is_needed {
-            rules.push(vec![
-                Step::IsProtocol(protocol),
-                Step::IsIn(set, vec![Field::Protocol, Field::SourcePort]),
-                Step::Goto(chain),
-            ]);
-        }
-    }
-    rules
-}
-
-/// Only what the host itself begins is remembered: every packet of an answer has ACK or RST.
-fn outbound_tcp() -> Vec<Rule> {
-    let remember = |family, length| Step::Remember(SetName::OwnTcp(family), outbound_flow(family), length);
-    let refresh = FAMILIES.map(|family| {
-        let set = SetName::OwnTcp(family);
-        vec![
-            Step::IsFamily(family),
-            Step::IsProtocol(Protocol::Tcp),
-            Step::HasAckOrRst,
-            Step::IsIn(set, outbound_flow(family)),
-            remember(family, set.memory(Duration::ZERO)),
-        ]
-    });
-    let begin = FAMILIES.map(|family| vec![Step::IsFamily(family), remember(family, OWN_REQUEST)]);
-    let answers = vec![Step::IsProtocol(Protocol::Tcp), Step::HasAckOrRst, Step::Accept];
-    refresh.into_iter().chain([answers]).chain(begin).collect()
-}
-
 fn outbound(udp_grace: Duration) -> Vec<Rule> {
     let mut rules = Vec::new();
     for family in FAMILIES {
@@ -416,9 +345,14 @@ fn outbound(udp_grace: Duration) -> Vec<Rule> {
             remember(SetName::Served(family), client, udp_grace),
             Step::Accept,
         ]);
+        let answer = vec![
+            Field::Destination(family),
+            Field::DestinationPort,
+            Field::SourcePort,
+        ];
         rules.push(vec![
             Step::IsFamily(family),
-            remember(SetName::Own(family), outbound_flow(family), udp_grace),
+            remember(SetName::Own(family), answer, udp_grace),
         ]);
     }
     rules
@@ -433,15 +367,6 @@ fn inbound_flow(family: Family) -> Vec<Field> {
         Field::Source(family, family.bits()),
         Field::SourcePort,
         Field::DestinationPort,
-    ]
-}
-
-/// The same flow, as its packets go out.
-fn outbound_flow(family: Family) -> Vec<Field> {
-    vec![
-        Field::Destination(family),
-        Field::DestinationPort,
-        Field::SourcePort,
     ]
 }
 

@@ -164,32 +164,3 @@ fn a_table_that_is_made_where_none_was_is_told_from_one_that_stood() {
     assert!(held(&mut busy, &file()));
     assert_eq!(busy.ports(), Some(vec![3389]));
 }
-
-#[test]
-fn what_is_cut_stays_cut_and_in_doubt_nothing_is() {
-    let cutting = || {
-        let mut table = standing(&file());
-        let ssh = PortKey {
-            protocol: Protocol::Tcp,
-            port: 22,
-        };
-        table.ruleset = table.ruleset.map(|ruleset| ruleset.cutting([ssh]));
-        table
-    };
-    let cuts = |table: &FakeTable| table.ruleset.as_ref().unwrap().cut().len();
-    let mut table = cutting();
-    guard_the_files(&file(), &mut table, &clock()).unwrap();
-    assert!(table.past.is_empty());
-    table.foreign_part = Some("rules");
-    guard_the_files(&file(), &mut table, &clock()).unwrap();
-    assert_eq!((table.past.len(), cuts(&table)), (1, 1));
-
-    // The sessions of whoever had a grant must not end because it isn't known.
-    let mut loaded = cutting();
-    loaded.maker = Maker::Stranger;
-    hold(&file(), None, &mut loaded, &clock()).unwrap();
-    assert_eq!(cuts(&loaded), 0);
-    let mut doubted = cutting();
-    shut(&file(), None, &mut doubted, &clock()).unwrap();
-    assert_eq!(cuts(&doubted), 0);
-}

@@ -66,13 +66,6 @@ fn write_guarded(text: &mut impl Write, status: &Status, wanted: &Ruleset) -> Re
     let guarded = ports(wanted.guarded());
     let guarded = if guarded.is_empty() { "nothing" } else { &guarded };
     writeln!(text, "guarded     {guarded}")?;
-    if !wanted.cut().is_empty() {
-        writeln!(
-            text,
-            "cut         {} (open connections end with their grant)",
-            ports(wanted.cut())
-        )?;
-    }
     if !status.unguarded_interfaces.is_empty() {
         writeln!(text, "not on      {}", status.unguarded_interfaces.join(", "))?;
     }

@@ -47,11 +47,6 @@ pub(crate) fn guarding_with(keys: &[PortKey], unguarded: &[&str], udp_grace: Dur
     Ruleset::new(keys.iter().copied().collect(), unguarded, udp_grace)
 }
 
-/// The same, and whoever isn't let in passes no packet at all.
-pub(crate) fn cutting(keys: &[PortKey]) -> Ruleset {
-    guarding(keys).cutting(keys.iter().copied())
-}
-
 /// Reads like a sentence: `guarding(&[tcp(22)]).letting_in(FRIEND, tcp(22), seconds(60))`.
 pub(crate) trait LettingIn {
     fn letting_in(self, source: &str, key: PortKey, end: End) -> Self;

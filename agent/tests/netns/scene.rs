@@ -156,11 +156,6 @@ pub(crate) fn serve(host: &Netns, port: u16) {
 }
 
 pub(crate) fn connect(from: IpAddr, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
-    connect_from(SocketAddr::new(from, 0), to, patience)
-}
-
-/// From a port of its own, which a listener may have as well; 0 is any.
-pub(crate) fn connect_from(from: SocketAddr, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     let family = if to.is_ipv4() {
         AddressFamily::Inet
     } else {
@@ -175,8 +170,10 @@ pub(crate) fn connect_from(from: SocketAddr, to: SocketAddr, patience: Duration)
             patience.subsec_micros().into(),
         ),
     )?;
-    setsockopt(&socket, sockopt::ReuseAddr, &(from.port() != 0))?;
-    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
+    socket::bind(
+        socket.as_raw_fd(),
+        &SockaddrStorage::from(SocketAddr::new(from, 0)),
+    )?;
     socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
     Ok(TcpStream::from(socket))
 }

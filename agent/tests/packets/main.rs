@@ -10,7 +10,6 @@
 mod netns;
 
 mod changes;
-mod cut;
 mod fragments;
 mod model;
 mod openings;

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use nightlatch_core::policy::{AtEnd, PortRule};
+use nightlatch_core::policy::PortRule;
 use nightlatch_core::port::{PortPattern, PortSpan};
 use nightlatch_core::time::{Timestamp, format_iso8601};
 use nightlatch_proto::convert::time::{read_duration, read_timestamp};
@@ -244,7 +244,6 @@ impl From<pb::PortRule> for RuleRecord {
             protocol,
             allowed_sources,
             max_duration,
-            at_end,
         } = rule;
         let pattern = pb::PortPattern {
             range,
@@ -255,11 +254,6 @@ impl From<pb::PortRule> for RuleRecord {
             port: in_words::<_, PortPattern>(pattern),
             from: allowed_sources,
             max: format_iso8601(longest),
-            at_end: match at_end.map(pb::AtEnd::try_from) {
-                None | Some(Ok(pb::AtEnd::Keep)) => AtEnd::Keep.to_string(),
-                Some(Ok(pb::AtEnd::Cut)) => AtEnd::Cut.to_string(),
-                Some(Ok(pb::AtEnd::Unspecified) | Err(_)) => "unknown".to_string(),
-            },
         }
     }
 }

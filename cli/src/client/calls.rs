@@ -333,7 +333,6 @@ impl Client {
         machine: &MachineRef,
         policy: &Policy,
         etag: String,
-        end_sessions: bool,
     ) -> Result<PolicyRecord, Failure> {
         let policy = pb::Policy {
             name: machine.policy(),
@@ -344,7 +343,6 @@ impl Client {
         let message = pb::UpdatePolicyRequest {
             policy: Some(policy),
             update_mask: None,
-            end_sessions,
         };
         Ok(self
             .within(

@@ -538,7 +538,6 @@ impl MachineService for Answers {
             protocol: pb::Protocol::Tcp.into(),
             allowed_sources: vec!["*".to_string()],
             max_duration: None,
-            at_end: None,
         };
         Ok(Response::new(pb::Policy {
             name,

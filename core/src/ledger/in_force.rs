@@ -6,7 +6,6 @@ use alloc::vec::Vec;
 use super::{Ledger, entries};
 use crate::break_glass::VerifiedBreakGlass;
 use crate::host::HostRules;
-use crate::policy::VerifiedPolicy;
 use crate::port::{PortKey, PortSpan};
 use crate::prefix::Prefix;
 use crate::ruleset::{End, OpeningKey, Ruleset};
@@ -40,7 +39,7 @@ impl InForce {
 impl Ledger {
     /// What should hold now: the host's own file, the policy's ports, and the grants that are open.
     pub fn ruleset(&self, host: &HostRules, now: BootTime) -> Ruleset {
-        let mut ruleset = base_ruleset(host, self.guarded(host)).cutting(self.cut());
+        let mut ruleset = base_ruleset(host, self.guarded(host));
         for (_, accepted) in self.accepted().filter(|(_, accepted)| accepted.is_open(now)) {
             for opening in entries::openings(accepted.grant.grant()) {
                 ruleset.open(opening, End::At(accepted.end()));
@@ -54,15 +53,6 @@ impl Ledger {
         spans.flat_map(|span| span.keys()).collect()
     }
 
-    /// None of a policy that isn't in force any more: what it cut may be what nobody wants cut.
-    fn cut(&self) -> BTreeSet<PortKey> {
-        let policy = self.policy.as_ref().map(VerifiedPolicy::policy);
-        let keys = |spans: &[PortSpan]| spans.iter().flat_map(|span| span.keys()).collect::<BTreeSet<_>>();
-        policy.map_or_else(BTreeSet::new, |policy| {
-            &keys(&policy.cut) & &keys(&policy.guarded)
-        })
-    }
-
     pub(super) fn policy_ports(&self) -> impl Iterator<Item = &PortSpan> {
         let policy = self.policy.iter().flat_map(|policy| &policy.policy().guarded);
         policy.chain(&self.also_guarded)
@@ -70,9 +60,9 @@ impl Ledger {
 
     /// The same as [`Self::ruleset`], at the cost of what has changed since the last time.
     pub fn in_force(&mut self, host: &HostRules, now: BootTime) -> Ruleset {
-        let (guarded, cut) = (self.guarded(host), self.cut());
+        let guarded = self.guarded(host);
         let known = self.in_force.take();
-        let known = known.filter(|known| known.at <= now && has_same_frame(known, host, &guarded, &cut));
+        let known = known.filter(|known| known.at <= now && has_same_frame(known, host, &guarded));
         let in_force = match known {
             Some(mut known) => {
                 for key in self.entries.take_touched(known.at, now) {
@@ -97,14 +87,8 @@ impl Ledger {
 }
 
 /// Whether only what grants open can differ.
-fn has_same_frame(
-    known: &InForce,
-    host: &HostRules,
-    guarded: &BTreeSet<PortKey>,
-    cut: &BTreeSet<PortKey>,
-) -> bool {
+fn has_same_frame(known: &InForce, host: &HostRules, guarded: &BTreeSet<PortKey>) -> bool {
     known.ruleset.guarded() == guarded
-        && known.ruleset.cut() == cut
         && *known.ruleset.unguarded_interfaces() == host.unguarded_interfaces
         && known.ruleset.udp_grace() == host.udp_grace
         && known.trusted_sources == host.trusted_sources

@@ -15,8 +15,8 @@ use crate::time::Timestamp;
 /// The payload type in a machine policy's DSSE envelope.
 pub const PAYLOAD_TYPE: &str = "application/vnd.nightlatch.policy.v1+json";
 
-/// The longest policy envelope, in bytes: room for [`MOST_GUARDED`] ports that don't neighbour one another, all cut.
-pub const LONGEST_POLICY: usize = 192 * 1024;
+/// The longest policy envelope, in bytes: room for [`MOST_GUARDED`] ports that don't neighbour one another.
+pub const LONGEST_POLICY: usize = 96 * 1024;
 
 /// The host's part of a policy: what it guards. Signed like a grant, so that a thief without the key can't
 /// unguard a port. No ports: the machine has no policy (any more).
@@ -29,10 +29,6 @@ pub struct MachinePolicy {
     /// Rises with each change; a host refuses a lower one.
     pub number: u64,
     pub guarded: Vec<PortSpan>,
-    /// Of those, the ports whose open connections end with what let them in. A policy without any reads as before there
-    /// were such ports; a host that doesn't know of them refuses the others whole.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub cut: Vec<PortSpan>,
     pub issued_at: Timestamp,
 }
 
@@ -47,14 +43,12 @@ impl MachinePolicy {
         let guarded = policy
             .map(|policy| policy.guarded().collect())
             .unwrap_or_default();
-        let cut = policy.map(|policy| policy.cut().collect()).unwrap_or_default();
         Self {
             version: Version1,
             machine,
             epoch,
             number,
             guarded,
-            cut,
             issued_at,
         }
     }
@@ -103,8 +97,7 @@ impl VerifiedPolicy {
     pub fn verify(envelope: &[u8], keys: &VerifiedKeys, machine: MachineId) -> Result<Self, PolicyRejected> {
         let policy: MachinePolicy =
             signing::open_json(envelope, PAYLOAD_TYPE, LONGEST_POLICY, |id| keys.key(id))?;
-        let count = |spans: &[PortSpan]| spans.iter().map(|span| span.keys().count()).sum::<usize>();
-        let count = count(&policy.guarded).max(count(&policy.cut));
+        let count = policy.guarded.iter().map(|span| span.keys().count()).sum();
         if policy.machine != machine {
             Err(PolicyRejected::OtherMachine(policy.machine))
         } else if count > MOST_GUARDED {

@@ -39,56 +39,12 @@ impl fmt::Display for AllowedSources {
     }
 }
 
-/// What becomes of open connections to a port once nothing lets their source in any more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AtEnd {
-    /// They live on.
-    #[default]
-    Keep,
-    /// The host drops their packets.
-    Cut,
-}
-
-impl AtEnd {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Keep => "keep",
-            Self::Cut => "cut",
-        }
-    }
-}
-
-impl fmt::Display for AtEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Why a text doesn't say what becomes of open connections.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not what can become of open connections: write keep or cut")]
-pub struct InvalidAtEnd(String);
-
-impl core::str::FromStr for AtEnd {
-    type Err = InvalidAtEnd;
-
-    fn from_str(text: &str) -> Result<Self, InvalidAtEnd> {
-        match text {
-            "keep" => Ok(Self::Keep),
-            "cut" => Ok(Self::Cut),
-            other => Err(InvalidAtEnd(other.to_string())),
-        }
-    }
-}
-
 /// What may be asked for on one port or range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortRule {
     pub range: PortRange,
     pub protocols: Protocols,
     pub sources: AllowedSources,
-    /// [`AtEnd::Keep`] unless it is set.
-    pub at_end: AtEnd,
     longest: Duration,
 }
 
@@ -124,7 +80,6 @@ impl PortRule {
                 range,
                 protocols,
                 sources,
-                at_end: AtEnd::default(),
                 longest,
             }),
         }
@@ -157,17 +112,12 @@ impl fmt::Display for PortRule {
             range,
             protocols,
             sources,
-            at_end,
             longest,
         } = self;
         write!(
             f,
             "{range}/{protocols} from {sources} max {}",
             format_iso8601(*longest)
-        )?;
-        match at_end {
-            AtEnd::Keep => Ok(()),
-            AtEnd::Cut => f.write_str(" at end cut"),
-        }
+        )
     }
 }

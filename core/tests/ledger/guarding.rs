@@ -7,7 +7,7 @@ use crate::common::{
 use nightlatch_core::break_glass::{Asked, BreakGlass, Limits, OfBoot, Opener, VerifiedBreakGlass};
 use nightlatch_core::id::BreakGlassId;
 use nightlatch_core::keys::{KeyList, ListNumber};
-use nightlatch_core::policy::{AllowedSources, AtEnd, MachinePolicy, Policy, PortRule};
+use nightlatch_core::policy::{AllowedSources, MachinePolicy, Policy, PortRule};
 use nightlatch_core::port::{PortRange, Protocols};
 use nightlatch_core::request::Justification;
 use nightlatch_core::signing::SigningKey;
@@ -127,18 +127,16 @@ fn a_policy_keeps_guarding_when_its_key_is_dropped_also_after_a_restart() {
 }
 
 #[test]
-fn a_policy_of_1024_scattered_ports_is_taken_with_all_of_them_cut() {
+fn a_policy_of_1024_scattered_ports_is_taken() {
     let rule = |port: u16| {
         let range = PortRange::new(port, port).unwrap();
-        let mut rule = PortRule::new(
+        PortRule::new(
             range,
             Protocols::Both,
             AllowedSources::Any,
             PortRule::DEFAULT_LIMIT,
         )
-        .unwrap();
-        rule.at_end = AtEnd::Cut;
-        rule
+        .unwrap()
     };
     let scattered = Policy::new((0..512).map(|number| rule(65_535 - 2 * number)).collect()).unwrap();
     let mut host = Host::new();
@@ -147,60 +145,6 @@ fn a_policy_of_1024_scattered_ports_is_taken_with_all_of_them_cut() {
     let change = host.take(&guarding, 0).unwrap();
     assert!(change.left_out().is_empty(), "{:?}", change.left_out());
     assert!(!host.allows(ALICE, "65535/udp", 0));
-    assert_eq!(host.ledger.ruleset(&host.rules, boot(0)).cut().len(), 1024);
-}
-
-fn cutting_ssh() -> Policy {
-    let mut rules = policy().rules().to_vec();
-    rules[0].at_end = AtEnd::Cut;
-    Policy::new(rules).unwrap()
-}
-
-#[test]
-fn ports_are_cut_as_long_as_the_policy_that_says_so_is_in_force() {
-    let mut host = Host::guarding_nothing();
-    let cut = |host: &mut Host| -> Vec<String> {
-        let in_force = host.ledger.in_force(&host.rules, boot(0));
-        assert_eq!(in_force, host.ledger.ruleset(&host.rules, boot(0)));
-        in_force.cut().iter().map(ToString::to_string).collect()
-    };
-    host.take_policy(1, Some(&policy()));
-    assert!(cut(&mut host).is_empty());
-    host.take_policy(2, Some(&cutting_ssh()));
-    assert_eq!(cut(&mut host), ["22/tcp"]);
-    host.ledger = replay(host.file.clone(), first_boot(0)).ledger;
-    assert_eq!(cut(&mut host), ["22/tcp"]);
-    for (number, kept) in [(3, Some(policy())), (4, None)] {
-        host.take_policy(number, kept.as_ref());
-        assert!(cut(&mut host).is_empty());
-    }
-}
-
-#[test]
-fn a_policy_that_cuts_nothing_reads_as_it_always_did_and_one_that_does_says_so() {
-    let payload = |policy: &Policy| {
-        let policy = MachinePolicy::new(MACHINE, 1, 1, Some(policy), at(0));
-        serde_json::to_value(policy).unwrap()
-    };
-    let kept = payload(&policy());
-    assert!(kept.get("cut").is_none());
-    assert_eq!(serde_json::from_value::<MachinePolicy>(kept).unwrap().cut, []);
-    // A host that doesn't know the member refuses it, instead of keeping what is to be cut.
-    assert_eq!(
-        payload(&cutting_ssh())["cut"],
-        serde_json::json!([{ "protocol": "tcp", "first": 22, "last": 22 }])
-    );
-}
-
-#[test]
-fn what_a_policy_cuts_newly_is_told_from_what_was_cut_before() {
-    let names = |policy: &Policy, before: Option<&Policy>| -> Vec<String> {
-        policy.newly_cut(before).iter().map(ToString::to_string).collect()
-    };
-    let (kept, cut) = (policy(), cutting_ssh());
-    assert_eq!(names(&cut, None), ["22/tcp"]);
-    assert_eq!(names(&cut, Some(&kept)), ["22/tcp"]);
-    assert!(names(&cut, Some(&cut)).is_empty() && names(&kept, Some(&cut)).is_empty());
 }
 
 /// From the second `start` on, for as many seconds.

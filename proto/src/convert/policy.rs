@@ -1,6 +1,6 @@
 //! Policies and their rules.
 
-use nightlatch_core::policy::{AllowedSources, AtEnd, Policy, PortRule};
+use nightlatch_core::policy::{AllowedSources, Policy, PortRule};
 
 use super::port::{protocols, read_protocols};
 use super::prefix::{prefixes, read_prefixes};
@@ -19,7 +19,6 @@ impl TryFrom<pb::PortRule> for PortRule {
             protocol,
             allowed_sources,
             max_duration,
-            at_end,
         } = rule;
         let sources = match allowed_sources.as_slice() {
             [any] if any == "*" => AllowedSources::Any,
@@ -39,35 +38,16 @@ impl TryFrom<pb::PortRule> for PortRule {
             None => Self::DEFAULT_LIMIT,
             Some(_) => read_duration("max_duration", max_duration)?,
         };
-        let at_end = at_end.map_or_else(|| Ok(AtEnd::default()), read_at_end)?;
         let range = message("range", range)?;
-        let mut rule =
-            Self::new(range, read_protocols("protocol", protocol)?, sources, longest).map_err(|error| {
-                use nightlatch_core::policy::InvalidPolicy as Invalid;
-                let field = match error {
-                    Invalid::Limit(_) => "max_duration",
-                    Invalid::NoSources | Invalid::TooManySources(_) => "allowed_sources",
-                    Invalid::NoRules | Invalid::Overlap { .. } | Invalid::TooManyPorts(_) => "",
-                };
-                InvalidField::new(field, error)
-            })?;
-        rule.at_end = at_end;
-        Ok(rule)
-    }
-}
-
-fn read_at_end(number: i32) -> Result<AtEnd, InvalidField> {
-    match pb::AtEnd::try_from(number) {
-        Ok(pb::AtEnd::Keep) => Ok(AtEnd::Keep),
-        Ok(pb::AtEnd::Cut) => Ok(AtEnd::Cut),
-        Ok(pb::AtEnd::Unspecified) | Err(_) => Err(InvalidField::new("at_end", "is neither keep nor cut")),
-    }
-}
-
-fn at_end(at_end: AtEnd) -> pb::AtEnd {
-    match at_end {
-        AtEnd::Keep => pb::AtEnd::Keep,
-        AtEnd::Cut => pb::AtEnd::Cut,
+        Self::new(range, read_protocols("protocol", protocol)?, sources, longest).map_err(|error| {
+            use nightlatch_core::policy::InvalidPolicy as Invalid;
+            let field = match error {
+                Invalid::Limit(_) => "max_duration",
+                Invalid::NoSources | Invalid::TooManySources(_) => "allowed_sources",
+                Invalid::NoRules | Invalid::Overlap { .. } | Invalid::TooManyPorts(_) => "",
+            };
+            InvalidField::new(field, error)
+        })
     }
 }
 
@@ -82,7 +62,6 @@ impl From<&PortRule> for pb::PortRule {
             protocol: protocols(rule.protocols).into(),
             allowed_sources: sources,
             max_duration: Some(duration(rule.longest())),
-            at_end: Some(at_end(rule.at_end).into()),
         }
     }
 }
@@ -130,24 +109,13 @@ mod tests {
             protocol: pb::Protocol::Tcp.into(),
             allowed_sources: sources.iter().map(|source| (*source).to_owned()).collect(),
             max_duration: None,
-            at_end: None,
         }
     }
 
     #[test]
     fn a_policy_survives_the_wire_and_lasts_three_hours_by_default() {
-        let cut = pb::PortRule {
-            at_end: Some(pb::AtEnd::Cut.into()),
-            ..rule(5985, &["*"])
-        };
-        let sent = vec![
-            rule(22, &["*"]),
-            rule(3389, &["192.0.2.0/24", "2001:db8::/64"]),
-            cut,
-        ];
+        let sent = vec![rule(22, &["*"]), rule(3389, &["192.0.2.0/24", "2001:db8::/64"])];
         let policy = read_rules("rules", sent).unwrap();
-        let ends: Vec<AtEnd> = policy.rules().iter().map(|rule| rule.at_end).collect();
-        assert_eq!(ends, [AtEnd::Keep, AtEnd::Keep, AtEnd::Cut]);
         assert_eq!(policy.rules()[0].longest(), Duration::from_secs(3 * 3600));
         assert_eq!(read_rules("rules", rules(&policy)), Ok(policy));
     }
@@ -181,13 +149,6 @@ mod tests {
                     ..rule(22, &["*"])
                 }],
                 "rules[0].protocol",
-            ),
-            (
-                vec![pb::PortRule {
-                    at_end: Some(0),
-                    ..rule(22, &["*"])
-                }],
-                "rules[0].at_end",
             ),
         ] {
             assert_eq!(read_rules("rules", rules).unwrap_err().field, field);

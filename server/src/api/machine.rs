@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 use super::door::caller;
 use super::{carried_through, named_machine, page_size, page_token, shown};
 use crate::issuer::Issuer;
-use crate::policies::{Edit, Policies};
+use crate::policies::Policies;
 use crate::refusal::Refusal;
 use crate::store::machines;
 
@@ -82,26 +82,19 @@ impl MachineService for Machines {
         request: Request<pb::UpdatePolicyRequest>,
     ) -> Result<Response<pb::Policy>, Status> {
         let caller = caller(&request)?;
-        let pb::UpdatePolicyRequest {
-            policy,
-            update_mask,
-            end_sessions,
-        } = request.into_inner();
+        let pb::UpdatePolicyRequest { policy, update_mask } = request.into_inner();
         let mask = update_mask.map(|mask| mask.paths).unwrap_or_default();
         if !mask.iter().all(|path| path == "rules" || path == "*") {
             return Err(InvalidField::new("update_mask", "only `rules` can be changed").into());
         }
         let policy = policy.ok_or_else(|| InvalidField::new("policy", "is missing"))?;
         let which = read_policy("policy.name", &policy.name)?;
-        let edit = Edit {
-            etag: policy.etag.clone(),
-            may_end_sessions: end_sessions,
-        };
+        let etag = policy.etag.clone();
         let policy = Policy::try_from(policy).map_err(|error| error.within("policy"))?;
         let now = self.issuer.clock.now();
         let policies = self.policies.clone();
         let machine =
-            carried_through(async move { policies.set(&caller, &which, &policy, &edit, now).await }).await?;
+            carried_through(async move { policies.set(&caller, &which, &policy, &etag, now).await }).await?;
         let policy = shown::machine_policy(&machine).ok_or_else(|| Refusal::NoPolicy(machine.name))?;
         Ok(Response::new(policy))
     }

@@ -45,12 +45,6 @@ impl From<Refusal> for Status {
             Refusal::NotYours { needed } => {
                 problem(Code::PermissionDenied, PERMISSION_MISSING).with("permission", needed.to_string())
             }
-            Refusal::SessionsWouldEnd { machine, ports } => {
-                problem(Code::FailedPrecondition, "SESSIONS_WOULD_END")
-                    .at("end_sessions", &message)
-                    .with("machine", machine.to_string())
-                    .with("ports", ports.clone())
-            }
             Refusal::StaleEtag { .. } => problem(Code::Aborted, "ETAG_STALE").at("etag", &message),
             Refusal::Token(why) => problem(Code::PermissionDenied, "TOKEN_INVALID")
                 .at("secret", &message)

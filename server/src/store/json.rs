@@ -1,7 +1,7 @@
 //! How policies and ceilings are written into the store.
 
 use nightlatch_core::ceiling::Ceiling;
-use nightlatch_core::policy::{AllowedSources, AtEnd, Policy, PortRule};
+use nightlatch_core::policy::{AllowedSources, Policy, PortRule};
 use nightlatch_core::port::{PortPattern, Protocols};
 use nightlatch_core::prefix::Prefix;
 use nightlatch_core::time::{format_iso8601, parse_iso8601};
@@ -21,9 +21,6 @@ struct StoredRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     from: Option<Vec<Prefix>>,
     max: String,
-    /// Absent: keep.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    at_end: Option<String>,
 }
 
 impl From<&Policy> for StoredPolicy {
@@ -39,7 +36,6 @@ impl From<&Policy> for StoredPolicy {
                 AllowedSources::Only(allowed) => Some(allowed.clone()),
             },
             max: format_iso8601(rule.longest()),
-            at_end: (rule.at_end != AtEnd::default()).then(|| rule.at_end.to_string()),
         };
         Self {
             rules: policy.rules().iter().map(stored).collect(),
@@ -60,20 +56,12 @@ impl TryFrom<StoredRule> for PortRule {
     type Error = String;
 
     fn try_from(stored: StoredRule) -> Result<Self, String> {
-        let StoredRule {
-            port,
-            from,
-            max,
-            at_end,
-        } = stored;
+        let StoredRule { port, from, max } = stored;
         let PortPattern { range, protocols } = port.parse().map_err(|error| format!("{error}"))?;
         let sources = from.map_or(AllowedSources::Any, AllowedSources::Only);
         let longest = parse_iso8601(&max).map_err(|error| error.to_string())?;
-        let at_end = at_end.map_or_else(|| Ok(AtEnd::default()), |text| text.parse());
-        let mut rule = Self::new(range, protocols.unwrap_or(Protocols::Both), sources, longest)
-            .map_err(|error| error.to_string())?;
-        rule.at_end = at_end.map_err(|error| error.to_string())?;
-        Ok(rule)
+        Self::new(range, protocols.unwrap_or(Protocols::Both), sources, longest)
+            .map_err(|error| error.to_string())
     }
 }
 
@@ -143,12 +131,8 @@ mod tests {
             PortRule::new(range, protocols.unwrap(), sources, Duration::from_secs(5400)).unwrap()
         };
         let only = AllowedSources::Only(vec!["192.0.2.0/24".parse().unwrap()]);
-        let mut cut = rule("5985/tcp", AllowedSources::Any);
-        cut.at_end = AtEnd::Cut;
-        let rules = vec![rule("22/tcp", AllowedSources::Any), rule("3389/*", only), cut];
-        let policy = Policy::new(rules).unwrap();
+        let policy = Policy::new(vec![rule("22/tcp", AllowedSources::Any), rule("3389/*", only)]).unwrap();
         let text = serde_json::to_string(&StoredPolicy::from(&policy)).unwrap();
-        assert_eq!(text.matches("at_end").count(), 1, "{text}");
         let stored: StoredPolicy = serde_json::from_str(&text).unwrap();
         assert_eq!(Policy::try_from(stored), Ok(policy));
 

@@ -223,7 +223,6 @@ async fn each_refusal_has_its_code_and_field() {
     let call = pb::UpdatePolicyRequest {
         policy: Some(policy),
         update_mask: None,
-        end_sessions: false,
     };
     let refused = problem(&admin.machines.update_policy(call).await.unwrap_err());
     assert_eq!(refused.field(), Some("policy.rules[0].allowed_sources[0]"));

@@ -298,7 +298,6 @@ async fn waits_policies_and_masks_that_can_not_be_meant_change_nothing() {
             update_mask: (!paths.is_empty()).then(|| prost_types::FieldMask {
                 paths: paths.iter().map(ToString::to_string).collect(),
             }),
-            end_sessions: false,
         }
     };
     for (what, call, code, field) in [

@@ -14,7 +14,6 @@ fn update(rules: Vec<pb::PortRule>, etag: &str) -> pb::UpdatePolicyRequest {
     pb::UpdatePolicyRequest {
         policy: Some(policy),
         update_mask: None,
-        end_sessions: false,
     }
 }
 
@@ -120,50 +119,4 @@ async fn a_stricter_policy_leaves_running_grants_alone() {
     };
     let live = alice.access.list_grants(live).await.unwrap().into_inner().grants;
     assert!(!live.is_empty() && live.iter().all(|grant| grant.state() == pb::GrantState::Open));
-}
-
-#[tokio::test]
-async fn a_policy_that_would_end_open_connections_needs_to_be_told_that_it_may() {
-    let world = World::begin().await;
-    let mut admin = world.client(&world.admin()).await;
-    Host::enrol(&world, "web-1").await;
-    let cut = |end_sessions| pb::UpdatePolicyRequest {
-        end_sessions,
-        ..update(
-            vec![pb::PortRule {
-                at_end: Some(pb::AtEnd::Cut.into()),
-                ..ssh_rule()
-            }],
-            "",
-        )
-    };
-    let keep = update(vec![ssh_rule()], "");
-    // Without a policy the port may have open connections too.
-    for before in [None, Some(keep)] {
-        if let Some(before) = before {
-            admin.machines.update_policy(before).await.unwrap();
-        }
-        let refused = problem(&admin.machines.update_policy(cut(false)).await.unwrap_err());
-        assert_eq!(
-            (refused.code, refused.reason.as_str()),
-            (Code::FailedPrecondition, "SESSIONS_WOULD_END")
-        );
-        assert_eq!(refused.field(), Some("end_sessions"));
-        assert_eq!(refused.metadata["ports"], "22/tcp");
-    }
-    let set = admin
-        .machines
-        .update_policy(cut(true))
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(set.rules[0].at_end(), pb::AtEnd::Cut);
-    // What is cut already can be set again, and left alone again.
-    admin.machines.update_policy(cut(false)).await.unwrap();
-    let kept = admin
-        .machines
-        .update_policy(update(vec![ssh_rule()], ""))
-        .await
-        .unwrap();
-    assert_eq!(kept.into_inner().rules[0].at_end(), pb::AtEnd::Keep);
 }

@@ -272,7 +272,6 @@ impl Client {
         let call = pb::UpdatePolicyRequest {
             policy: Some(policy),
             update_mask: None,
-            end_sessions: false,
         };
         self.machines.update_policy(call).await.unwrap().into_inner()
     }
@@ -350,7 +349,6 @@ pub(crate) fn ssh_rule() -> pb::PortRule {
         protocol: pb::Protocol::Tcp.into(),
         allowed_sources: vec!["*".to_owned()],
         max_duration: None,
-        at_end: None,
     }
 }
 
