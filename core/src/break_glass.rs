@@ -22,8 +22,8 @@ use crate::time::{BootId, BootTime, Timestamp, format_iso8601};
 pub const PAYLOAD_TYPE: &str = "application/vnd.nightlatch.break-glass.v1+json";
 /// The most uses that may be open at a time.
 pub const MOST_OPEN: usize = 16;
-/// The most ports of one use.
-pub const MOST_PORTS: usize = 256;
+/// The most ports of one use: the longest record of so many that don't neighbour one another is still read.
+pub const MOST_PORTS: usize = 128;
 /// Whoever reads it later is to learn something from it.
 pub const SHORTEST_REASON: usize = 8;
 
@@ -211,19 +211,12 @@ impl BreakGlass {
         if !(1..=MOST_PORTS).contains(&ports.len()) {
             return Err(NotOpened::Ports);
         }
-        let ports = ports.iter().filter_map(|key| {
-            let range = PortRange::new(key.port, key.port).ok()?;
-            Some(PortSpan {
-                protocol: key.protocol,
-                range,
-            })
-        });
         Ok(Self {
             version: Version1,
             id,
             boot_id,
             source: asked.source,
-            ports: ports.collect(),
+            ports: joined(ports),
             start,
             end: start.plus(asked.length),
             time,
@@ -282,6 +275,27 @@ impl BreakGlass {
     pub fn keys(&self) -> impl Iterator<Item = PortKey> {
         self.ports.iter().flat_map(|span| span.keys())
     }
+}
+
+/// Neighbours in one span each.
+fn joined(keys: &BTreeSet<PortKey>) -> Vec<PortSpan> {
+    let mut spans: Vec<PortSpan> = Vec::new();
+    for PortKey { protocol, port } in keys.iter().copied() {
+        let before = spans.last_mut().filter(|span| span.protocol == protocol);
+        let longer = before.and_then(|span| {
+            let is_next = span.range.last().checked_add(1) == Some(port);
+            let range = PortRange::new(span.range.first(), port)
+                .ok()
+                .filter(|_| is_next)?;
+            Some((span, range))
+        });
+        if let Some((span, range)) = longer {
+            span.range = range;
+        } else if let Ok(range) = PortRange::new(port, port) {
+            spans.push(PortSpan { protocol, range });
+        }
+    }
+    spans
 }
 
 impl VerifiedBreakGlass {

@@ -153,6 +153,42 @@ fn a_record_that_is_not_as_it_should_be_opens_nothing() {
     ));
 }
 
+fn of_ports(ports: impl Iterator<Item = u16>, reason: &Justification) -> Result<BreakGlass, NotOpened> {
+    let opener = Opener {
+        uid: 0,
+        login_uid: Some(u32::MAX - 1),
+        sudo_user: Some("\u{10ffff}".repeat(64)),
+        terminal: Some("\u{10ffff}".repeat(64)),
+    };
+    let asked = Asked {
+        reason: reason.clone(),
+        ..asked("22", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", 60)
+    };
+    let (id, ports) = (BreakGlassId::new(Uuid::from_u128(1)), ports.map(tcp).collect());
+    let at = (BOOT, second(u64::from(u32::MAX)), time());
+    BreakGlass::new(id, &asked, &ports, &Limits::default(), at, opener)
+}
+
+#[test]
+fn the_largest_use_has_a_record_that_is_read() {
+    let most = u16::try_from(MOST_PORTS).unwrap();
+    let apart = |count| (0..count).map(|number| 65_535 - 2 * number);
+    let reason = Justification::try_from("\u{10ffff}".repeat(Justification::LONGEST)).unwrap();
+    let used = of_ports(apart(most), &reason).unwrap();
+    assert_eq!(used.ports.len(), MOST_PORTS);
+    let held = verify(&used, OfBoot::Id(BOOT), used.start).unwrap();
+    assert_eq!(held.openings().count(), MOST_PORTS);
+    assert_eq!(of_ports(apart(most + 1), &reason), Err(NotOpened::Ports));
+}
+
+#[test]
+fn neighbouring_ports_are_recorded_as_one_range() {
+    let reason = Justification::try_from("the server burns".to_string()).unwrap();
+    let used = of_ports([22, 23, 24, 80, 65_534, 65_535].into_iter(), &reason).unwrap();
+    let texts: Vec<_> = used.ports.iter().map(PortSpan::to_string).collect();
+    assert_eq!(texts, ["22-24/tcp", "80/tcp", "65534-65535/tcp"]);
+}
+
 #[test]
 fn any_flipped_bit_of_a_record_is_refused() {
     let envelope = used("192.0.2.7", 15).seal(&key());
