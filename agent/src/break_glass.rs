@@ -12,38 +12,43 @@ use std::thread;
 use std::time::Duration;
 
 use nightlatch_core::break_glass::{
-    Asked, BreakGlass, Limits, MOST_OPEN, NotOpened, Opener, SHORTEST_REASON,
+    Asked, BreakGlass, Limits, MOST_OPEN, NotOpened, OfBoot, Opener, SHORTEST_REASON,
 };
 use nightlatch_core::id::BreakGlassId;
 use nightlatch_core::port::{PortKey, PortPattern};
 use nightlatch_core::request::Justification;
 use nightlatch_core::ruleset::OpeningKey;
-use nightlatch_core::signing::SigningKey;
+use nightlatch_core::signing::{PublicKey, SigningKey};
 use nightlatch_core::time::{BootTime, Timestamp, parse_iso8601};
+use nix::sys::signal::{SigSet, Signal};
 use uuid::Builder;
 
 use crate::causes::causes;
 use crate::clock::{Clock, NoClock, SystemClock};
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, bounds_alone};
 use crate::firewall::{Firewall, FirewallError, TableState};
 use crate::ruleset_text::ports;
 
+mod consoled;
 pub mod folder;
 mod loud;
+mod opened;
 mod unit;
 pub mod watch;
 
+pub use consoled::Consoled;
 pub use folder::{Folders, Recorded};
+pub use opened::Opened;
+use opened::{By, hint};
+pub use unit::Unit;
 
 /// What a living agent has to act on a record.
 const AGENT_PATIENCE: Duration = Duration::from_secs(2);
 const AGENT_PACE: Duration = Duration::from_millis(50);
+/// What the disk has for the host's own file. Without it, the narrowest bounds hold.
+const FILE_PATIENCE: Duration = Duration::from_secs(1);
 /// What the disk has for the key. Without it, one that is made for this use does as well.
 const KEY_PATIENCE: Duration = Duration::from_secs(1);
-/// What the disk has for the lasting record, once the port is open.
-const RECORD_PATIENCE: Duration = Duration::from_secs(5);
-/// Lasting records.
-const MOST_KEPT: usize = 256;
 /// By how much an opening in the kernel may end otherwise than recorded.
 const TOLERANCE: Duration = Duration::from_secs(1);
 
@@ -75,28 +80,41 @@ pub enum NotBroken {
         source: io::Error,
     },
     #[error(
-        "the table can't be changed: see docs/host.md for what to do on a console where break-glass doesn't work"
+        "the table can't be changed: see docs/host.md for what to do on a console where break-glass doesn't work{}",
+        hint(*unit)
     )]
-    NotLetIn(#[source] FirewallError),
+    NotLetIn {
+        unit: Unit,
+        #[source]
+        source: FirewallError,
+    },
+    #[error(
+        "the table that guards this host went away meanwhile, or the time was over: nothing was opened{}",
+        hint(*unit)
+    )]
+    Gone { unit: Unit },
 }
 
-/// What was done.
-pub struct Opened {
-    used: BreakGlass,
-    envelope: Vec<u8>,
-    key: SigningKey,
-    by: By,
-    unheard: Vec<&'static str>,
+/// While it lives no signal of a terminal or a session ends the command: between the opening and its lasting record
+/// nothing may be lost.
+pub struct Undisturbed(Option<SigSet>);
+
+impl Undisturbed {
+    pub fn begin() -> Self {
+        let signals: SigSet = [Signal::SIGINT, Signal::SIGHUP, Signal::SIGTERM, Signal::SIGQUIT]
+            .into_iter()
+            .collect();
+        Self(signals.thread_block().is_ok().then_some(signals))
+    }
 }
 
-/// Who changed the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
-    Agent,
-    /// This command, and the agent's unit is stopped.
-    Command,
-    /// This command, and there is no unit that could be stopped.
-    CommandAlone,
+impl Drop for Undisturbed {
+    fn drop(&mut self) {
+        if let Some(signals) = self.0.take() {
+            // What can't be undone ends with the command.
+            signals.thread_unblock().ok();
+        }
+    }
 }
 
 /// A length as people write it: `15m`, `1h30m`, and `PT15M` as in the files.
@@ -143,12 +161,22 @@ pub fn break_glass(asked: &Asked, config: &Path, root: &Path) -> Result<Opened, 
     let guarded = firewall.read()?.map(|table| table.guarded).unwrap_or_default();
     let ports = guarded_ports(asked, &guarded)?;
     let folders = Folders::under(root);
+    let key = signing_key(&folders)?;
     let at = (clock.boot_id(), clock.now(), clock.wall());
     let id = fresh_id(at.2).map_err(NotBroken::NoKey)?;
     let used = BreakGlass::new(id, asked, &ports, &limits, at, opener())?;
-    let key = signing_key(&folders)?;
-    let envelope = used.seal(&key);
-    record(&folders, &limits, &clock, (&used, &envelope, &key)).map_err(|error| match error {
+    let (envelope, key) = (used.seal(&key), key.public());
+    // What the agent would refuse is not written in the first place.
+    let of_boot = OfBoot::Id(clock.boot_id());
+    BreakGlass::verify(
+        &envelope,
+        std::slice::from_ref(&key),
+        &limits,
+        of_boot,
+        clock.now(),
+    )?;
+    let recorded = record(&folders, &limits, &clock, (&used, &envelope, &key));
+    let ended = recorded.map_err(|error| match error {
         NotRecorded::TooMany => NotBroken::TooMany,
         NotRecorded::Io(source) => NotBroken::NoRecord {
             path: folders.live.path().to_owned(),
@@ -156,10 +184,9 @@ pub fn break_glass(asked: &Asked, config: &Path, root: &Path) -> Result<Opened, 
         },
     })?;
     let announced = loud::announce(root, &announcement(&used));
-    let by = let_in(&used, &folders, &mut firewall, &clock).map_err(|error| {
+    let by = let_in(&used, &folders, &mut firewall, &clock).inspect_err(|_| {
         // An agent that comes back must not open what was said not to be.
         drop(folders.live.forget(&used));
-        NotBroken::NotLetIn(error)
     })?;
     Ok(Opened {
         used,
@@ -167,76 +194,27 @@ pub fn break_glass(asked: &Asked, config: &Path, root: &Path) -> Result<Opened, 
         key,
         by,
         unheard: announced.finish(),
+        ended,
     })
 }
 
-impl Opened {
-    /// For people, one statement a line.
-    pub fn told(&self) -> String {
-        let Self {
-            used, by, unheard, ..
-        } = self;
-        let ports = ports(&keys(used));
-        let end = used.time.checked_add(used.length()).unwrap_or(used.time);
-        let mut lines = vec![format!(
-            "{ports} is open to {} until {end:.0} by this host's clock; record {}",
-            used.source, used.id
-        )];
-        lines.extend(match by {
-            By::Agent => None,
-            By::Command => Some(
-                "the agent did not act on it in time and is stopped; it keeps this open when it is started again: \
-                 systemctl start nightlatch-agent",
-            ),
-            By::CommandAlone => Some(
-                "no agent acted on it in time; the kernel ends it all the same",
-            ),
-        }.map(str::to_owned));
-        if !unheard.is_empty() {
-            lines.push(format!("this could not be told: {}", unheard.join(", ")));
-        }
-        lines.iter().map(|line| format!("{line}\n")).collect()
-    }
-
-    /// Writes the record that outlives this boot, for the server to be told later.
-    ///
-    /// # Errors
-    /// Why there is none, for people.
-    pub fn keep(self, root: &Path) -> Result<(), String> {
-        let lasting = Folders::under(root).lasting;
-        let place = lasting.path().display().to_string();
-        let Self {
-            used, envelope, key, ..
-        } = self;
-        let kept = within(RECORD_PATIENCE, move || {
-            lasting.prepare()?;
-            lasting.publish(&key.public())?;
-            lasting.put(&used, &envelope)?;
-            lasting.forget_oldest(MOST_KEPT)
-        });
-        let why = match kept {
-            Some(Ok(())) => return Ok(()),
-            Some(Err(error)) => causes(&error).to_string(),
-            None => "the disk does not answer".to_owned(),
-        };
-        Err(format!(
-            "the record is kept until the next boot only, as {place} can't be written: {why}"
-        ))
-    }
-}
-
-/// A file that can't be read leaves the narrowest bounds.
+/// A file that can't be read leaves the narrowest bounds, one with a fault elsewhere those that it names.
 fn limits(config: &Path) -> Limits {
-    AgentConfig::read(config).map_or_else(
-        |error| {
-            tracing::warn!(
-                "{}; the bounds that hold without the file are applied",
-                causes(&error)
-            );
-            Limits::default()
-        },
-        |config| config.rules.break_glass,
-    )
+    let config = config.to_owned();
+    let read = within(FILE_PATIENCE, move || {
+        AgentConfig::read(&config)
+            .map(|config| config.rules.break_glass)
+            .map_err(|error| (causes(&error).to_string(), bounds_alone(&config)))
+    });
+    let (why, limits) = match read {
+        Some(Ok(limits)) => return limits,
+        Some(Err(found)) => found,
+        None => ("the disk does not answer".to_owned(), Limits::default()),
+    };
+    tracing::warn!(
+        "{why}; what can be read of [break_glass] is applied, and the narrowest bounds for the rest"
+    );
+    limits
 }
 
 fn guarded_ports(asked: &Asked, guarded: &BTreeSet<PortKey>) -> Result<BTreeSet<PortKey>, NotBroken> {
@@ -341,12 +319,13 @@ impl From<io::Error> for NotRecorded {
     }
 }
 
+/// Gives the earlier ones that have ended.
 fn record(
     folders: &Folders,
     limits: &Limits,
     clock: &impl Clock,
-    (used, envelope, key): (&BreakGlass, &[u8], &SigningKey),
-) -> Result<(), NotRecorded> {
+    (used, envelope, key): (&BreakGlass, &[u8], &PublicKey),
+) -> Result<Vec<Recorded>, NotRecorded> {
     let live = &folders.live;
     live.prepare()?;
     let found = live.read()?;
@@ -354,12 +333,9 @@ fn record(
     if held.len() >= MOST_OPEN {
         return Err(NotRecorded::TooMany);
     }
-    let is_held = |record: &&Recorded| held.iter().any(|held| held.of().id == record.used.id);
-    for over in found.records.iter().filter(|record| !is_held(record)) {
-        live.forget(&over.used)?;
-    }
-    live.publish(&key.public())?;
-    Ok(live.put(used, envelope)?)
+    let ended = live.thinned(found, clock.now());
+    live.put(used, envelope, key)?;
+    Ok(ended)
 }
 
 fn let_in(
@@ -367,21 +343,37 @@ fn let_in(
     folders: &Folders,
     firewall: &mut Firewall,
     clock: &impl Clock,
-) -> Result<By, FirewallError> {
+) -> Result<By, NotBroken> {
     let source = used.source;
     let openings: Vec<OpeningKey> = used.keys().map(|key| OpeningKey { source, key }).collect();
+    let is_there = |firewall: &mut Firewall| -> Result<bool, FirewallError> {
+        let read_at = clock.now();
+        let table = firewall.read()?;
+        Ok(table.is_some_and(|table| is_open(&table, &openings, used.end, read_at)))
+    };
     let until = clock.now().plus(AGENT_PATIENCE);
     while clock.now() < until {
-        let read_at = clock.now();
-        let table = firewall.read().ok().flatten();
-        if table.is_some_and(|table| is_open(&table, &openings, used.end, read_at)) {
+        if is_there(firewall).is_ok_and(|is_there| is_there) {
             return Ok(By::Agent);
         }
         thread::sleep(AGENT_PACE);
     }
-    let is_stopped = folders.is_whole_host && unit::stop();
-    firewall.let_in(&openings, used.end, clock.now())?;
-    Ok(if is_stopped { By::Command } else { By::CommandAlone })
+    let unit = if folders.is_whole_host {
+        unit::stop()
+    } else {
+        Unit::Missing
+    };
+    let source = match firewall.let_in(&openings, used.end, || clock.now()) {
+        Ok(true) => return Ok(By::Command(unit)),
+        Ok(false) => return Err(NotBroken::Gone { unit }),
+        Err(error) => error,
+    };
+    // A lost answer says nothing about what was done.
+    match is_there(firewall) {
+        Ok(true) => Ok(By::Command(unit)),
+        Ok(false) => Err(NotBroken::NotLetIn { unit, source }),
+        Err(_unread) => Ok(By::Unknown(unit, source)),
+    }
 }
 
 fn is_open(table: &TableState, openings: &[OpeningKey], end: BootTime, now: BootTime) -> bool {
@@ -402,20 +394,30 @@ fn within<T: Send + 'static>(patience: Duration, work: impl FnOnce() -> T + Send
     found.recv_timeout(patience).ok()
 }
 
-/// Whether a child has ended well by then; one that hasn't ended is killed.
-fn await_end(mut child: Child, patience: Duration) -> bool {
+/// How a child has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Well,
+    Badly,
+    /// It had not, and was killed.
+    Late,
+}
+
+fn await_end(mut child: Child, patience: Duration) -> Ended {
     const PACE: Duration = Duration::from_millis(10);
     let mut waited = Duration::ZERO;
     while waited < patience {
         match child.try_wait() {
-            Ok(Some(status)) => return status.success(),
+            Ok(Some(status)) if status.success() => return Ended::Well,
+            Ok(Some(_)) | Err(_) => return Ended::Badly,
             Ok(None) => thread::sleep(PACE),
-            Err(_unknown) => return false,
         }
         waited = waited.saturating_add(PACE);
     }
-    // It may have ended meanwhile; either way nobody waits for it any more.
+    // Nobody waits for its end: one that waits for a disk doesn't end by this.
     drop(child.kill());
-    drop(child.wait());
-    false
+    Ended::Late
 }
+
+#[cfg(test)]
+mod tests;

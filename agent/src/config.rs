@@ -206,6 +206,66 @@ impl RawConfig {
     }
 }
 
+/// What `[break_glass]` says in a file that is faulty elsewhere, or there: each of its keys by itself. The narrowest
+/// bounds hold for what can't be read, and an `enabled` that says neither turns it off.
+pub fn bounds_alone(path: &Path) -> break_glass::Limits {
+    let text = File::open(path).and_then(|file| {
+        let is_strangers = file.metadata()?.mode() & 0o002 != 0;
+        let mut text = Vec::new();
+        file.take(if is_strangers { 0 } else { LONGEST_FILE })
+            .read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    });
+    bounds_in(&text.unwrap_or_default())
+}
+
+fn bounds_in(text: &str) -> break_glass::Limits {
+    const SECTION: &str = "break_glass";
+    let mut limits = break_glass::Limits::default();
+    let mut is_within = false;
+    for line in text.lines().map(str::trim) {
+        let header = line.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        if let Some((name, _)) = header {
+            is_within = name.trim() == SECTION;
+            continue;
+        }
+        let line = if is_within {
+            format!("{SECTION}.{line}")
+        } else if line.starts_with(SECTION) {
+            line.to_owned()
+        } else {
+            continue;
+        };
+        let read = toml::from_str::<toml::Table>(&line).ok();
+        let section = read.and_then(|mut table| table.remove(SECTION));
+        if let Some(toml::Value::Table(section)) = section {
+            for (key, value) in section {
+                bound(&mut limits, &key, value);
+            }
+        } else if line.contains("enabled") {
+            limits.is_enabled = false;
+        }
+    }
+    limits
+}
+
+fn bound(limits: &mut break_glass::Limits, key: &str, value: toml::Value) {
+    let is_switch = key == "enabled";
+    let alone = toml::Table::from_iter([(key.to_owned(), value)]);
+    let raw: Option<RawBreakGlass> = alone.try_into().ok();
+    let Some(read) = raw.and_then(|raw| raw.validate().ok()) else {
+        limits.is_enabled &= !is_switch;
+        return;
+    };
+    match key {
+        "enabled" => limits.is_enabled = read.is_enabled,
+        "longest" => limits.longest = read.longest,
+        "widest_ipv4" => limits.widest_ipv4 = read.widest_ipv4,
+        "widest_ipv6" => limits.widest_ipv6 = read.widest_ipv6,
+        _ => {}
+    }
+}
+
 impl RawBreakGlass {
     fn validate(self) -> Result<break_glass::Limits, InvalidKey> {
         let Self {

@@ -9,6 +9,7 @@ use nightlatch_core::ledger::{Boot, Ledger};
 use nightlatch_core::ruleset::Ruleset;
 use nightlatch_core::time::BootTime;
 
+use crate::break_glass::{Consoled, Folders};
 use crate::clock::{Clock, NoClock, SystemClock};
 use crate::enforcer::{Gate, Table};
 use crate::firewall::{Firewall, FirewallError, Maker};
@@ -58,10 +59,17 @@ pub enum NotLockedDown {
 ///
 /// # Errors
 /// The table could not be made, or was made without knowing the policy.
-pub fn lockdown(rules: &HostRules, has_file: bool, state: &StateDir) -> Result<LockedDown, NotLockedDown> {
+pub fn lockdown(
+    rules: &HostRules,
+    has_file: bool,
+    state: &StateDir,
+    folders: &Folders,
+) -> Result<LockedDown, NotLockedDown> {
     let clock = SystemClock::new()?;
     let answers = Answers::of(state.clone(), has_file.then(|| rules.clone()), &clock, PATIENCE);
-    shut_by(answers, rules, has_file, &mut Firewall::open()?, &clock)
+    let mut firewall = Firewall::open()?;
+    let mut gate = Consoled::new(&mut firewall, folders, rules.break_glass, &clock);
+    shut_by(answers, rules, has_file, &mut gate, &clock)
 }
 
 fn shut_by(

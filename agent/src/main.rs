@@ -16,9 +16,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use nightlatch_agent::arguments::{Arguments, Output, Verb};
-use nightlatch_agent::break_glass::{self, Folders};
+use nightlatch_agent::break_glass::{self, Folders, Undisturbed};
 use nightlatch_agent::clock::{Clock, SystemClock};
-use nightlatch_agent::config::{AgentConfig, LogLevel};
+use nightlatch_agent::config::{AgentConfig, LogLevel, bounds_alone};
 use nightlatch_agent::disable::{self, NotDisabled};
 use nightlatch_agent::inspection::Inspection;
 use nightlatch_agent::lockdown::{LockedDown, lockdown};
@@ -73,11 +73,15 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return break_the_glass(&arguments.asked(), &config, &root);
     }
     let folders = Folders::under(&root);
-    let config = AgentConfig::read(&config).inspect_err(|_| start_log(LogLevel::Info));
-    let mut config = match (config, &verb) {
+    let read = AgentConfig::read(&config).inspect_err(|_| start_log(LogLevel::Info));
+    let mut config = match (read, &verb) {
         (Err(error), Verb::Lockdown) => {
-            let bare = with_console(HostRules::default(), &folders)?;
-            if let Err(error) = shut(&bare, false, &state) {
+            let bare = HostRules {
+                break_glass: bounds_alone(&config),
+                ..HostRules::default()
+            };
+            let bare = with_console(bare, &folders)?;
+            if let Err(error) = shut(&bare, false, &state, &folders) {
                 tracing::error!("{error:#}");
             }
             return Err(error).context(
@@ -102,7 +106,7 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
             .block_on(run::run(config, &state, folders))
             .map(|()| ExitCode::SUCCESS)
             .map_err(Into::into),
-        Verb::Lockdown => shut(&config.rules, true, &state),
+        Verb::Lockdown => shut(&config.rules, true, &state, &folders),
         Verb::Status { output } => show_status(&config, &state, output),
         Verb::Verify { file, output } => show_verdict(&config, &state, &file, output),
         Verb::Ruleset { json } => show_ruleset(&config, &state, json),
@@ -213,8 +217,8 @@ fn ask(guarded: Option<&str>) -> Result<(), NotDisabled> {
     }
 }
 
-fn shut(rules: &HostRules, has_file: bool, state: &StateDir) -> anyhow::Result<ExitCode> {
-    let text = match lockdown(rules, has_file, state)? {
+fn shut(rules: &HostRules, has_file: bool, state: &StateDir, folders: &Folders) -> anyhow::Result<ExitCode> {
+    let text = match lockdown(rules, has_file, state, folders)? {
         LockedDown::Applied { guarded, openings } => {
             format!("{guarded} ports are guarded, {openings} openings hold\n")
         }
@@ -233,12 +237,15 @@ fn with_console(rules: HostRules, folders: &Folders) -> anyhow::Result<HostRules
 }
 
 fn break_the_glass(asked: &Asked, config: &Path, root: &Path) -> anyhow::Result<ExitCode> {
+    let undisturbed = Undisturbed::begin();
     let opened = break_glass::break_glass(asked, config, root)?;
-    print(&opened.told())?;
+    // Before it is told: whoever listens may have gone.
     if let Err(why) = opened.keep(root) {
         tracing::warn!("{why}");
     }
-    Ok(ExitCode::SUCCESS)
+    print(&opened.told())?;
+    drop(undisturbed);
+    Ok(code_of(opened.is_certain()))
 }
 
 fn inspect(config: &AgentConfig, state: &StateDir) -> anyhow::Result<Inspection> {

@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::alarm::{Alarm, SystemAlarm};
-use crate::break_glass::Folders;
 use crate::break_glass::watch::watch_records;
+use crate::break_glass::{Consoled, Folders};
 use crate::causes::causes;
 use crate::clock::{Clock, NoClock, SystemClock};
 use crate::config::AgentConfig;
@@ -60,10 +60,12 @@ pub enum NotStarted {
 ///
 /// # Errors
 /// Whatever keeps it from starting.
-pub async fn run(config: AgentConfig, state: &StateDir, folders: Folders) -> Result<(), NotStarted> {
+pub async fn run(mut config: AgentConfig, state: &StateDir, folders: Folders) -> Result<(), NotStarted> {
     let clock = SystemClock::new()?;
     let mut firewall = Firewall::open()?;
-    let (lock, identity) = begin(&config.rules, state, &mut firewall, &clock)?;
+    let limits = config.rules.break_glass;
+    let mut consoled = Consoled::new(&mut firewall, &folders, limits, &clock);
+    let (lock, identity) = begin(&config.rules, state, &mut consoled, &clock)?;
     let Identity {
         enrollment,
         ca,
@@ -73,9 +75,9 @@ pub async fn run(config: AgentConfig, state: &StateDir, folders: Folders) -> Res
     let mut terminate = signal(SignalKind::terminate()).map_err(NotStarted::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(NotStarted::Signals)?;
 
-    let (limits, known) = (config.rules.break_glass, config.rules.console.clone());
-    let console = watch_records(folders, limits, known, clock).map_err(NotStarted::Watch)?;
-    let start = recall(
+    let console = watch_records(folders.clone(), limits, clock).map_err(NotStarted::Watch)?;
+    config.rules.console = folders.in_force(&limits, clock.boot());
+    let mut start = recall(
         config.rules,
         state,
         lock,
@@ -84,6 +86,8 @@ pub async fn run(config: AgentConfig, state: &StateDir, folders: Folders) -> Res
         clock,
         firewall,
     )?;
+    // The disk may have taken its time.
+    start.rules.console = folders.in_force(&limits, clock.boot());
     let known = KnownTime::default();
     known.raise(enrollment.enrolled_at);
     if let Some(earliest) = start.time.earliest(clock.now()) {

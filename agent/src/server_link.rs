@@ -299,7 +299,7 @@ fn question_of(word: ToServer) -> Question {
         }),
         ToServer::Receipts(envelopes) => Question::Receipts(pb::Receipts { envelopes }),
         ToServer::BreakGlass(recorded) => {
-            let Recorded { used, envelope } = *recorded;
+            let Recorded { used, envelope, .. } = *recorded;
             let report = BreakGlassReport {
                 opener: opened_by(&used.opener),
                 length: used.length(),

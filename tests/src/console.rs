@@ -36,6 +36,14 @@ impl<'l> Console<'l> {
         Ok(console)
     }
 
+    /// From now on with a `wall` that fails, and a terminal of the machine's own, which is given.
+    pub fn without_wall(&self) -> Result<PathBuf> {
+        fs::write(self.programs().join("wall"), "#!/bin/sh\nexit 1\n").context("writing a wall")?;
+        let terminal = self.machine.root().join("dev/console");
+        fs::write(&terminal, "").context("making a terminal")?;
+        Ok(terminal)
+    }
+
     fn programs(&self) -> PathBuf {
         self.machine.dir().join("programs")
     }

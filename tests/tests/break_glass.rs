@@ -234,12 +234,41 @@ fn a_record_that_root_has_not_made_for_now_and_within_the_file_opens_nothing() -
         let sound = forged(11, 3, 600, here)?;
         write(&folder.join(format!("{}.json", sound.id)), &sound.seal(&known))?;
         doors.wait(&[3])?;
+        wait::until_true("the server isn't told", PATIENCE, || {
+            Ok(!told_to_server(lab)?.is_empty())
+        })?;
+        let told = told_to_server(lab)?;
+        ensure!(
+            told.len() == 1 && told[0].to_string().contains(&Doors::source(3)),
+            "told of what opened nothing: {told:?}"
+        );
         // And where others may write, nothing counts.
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o757))?;
         doors.wait(&[])?;
         lab.machine(1).end_agent(Signal::SIGTERM)?;
         lab.machine(1).start_agent()?;
         doors.check(&[])
+    })
+}
+
+#[test]
+fn whoever_listens_no_more_and_a_wall_that_fails_lose_neither_record_nor_word() -> Result<()> {
+    in_a_lab(1, Stage::Guarded, |lab| {
+        let (doors, console) = (Doors::new(lab)?, Console::of(lab.machine(1))?);
+        let terminal = console.without_wall()?;
+        let source = Doors::source(1);
+        let mut command = console.command(&["--port", "22", "--from", &source, "--for", "1h"]);
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn()?;
+        drop(child.stdout.take());
+        wait::until_true("it does not end", PATIENCE, || Ok(child.try_wait()?.is_some()))?;
+        doors.check(&[1])?;
+        ensure!(
+            Console::records(&console.lasting())?.len() == 1,
+            "no lasting record"
+        );
+        let heard = fs::read_to_string(terminal)?;
+        ensure!(heard.contains("BREAK-GLASS"), "the terminal was told {heard}");
+        Ok(())
     })
 }
 

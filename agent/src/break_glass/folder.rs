@@ -4,24 +4,32 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use nightlatch_core::break_glass::{BreakGlass, Limits, NotOpened, OfBoot, VerifiedBreakGlass};
 use nightlatch_core::ledger::Boot;
 use nightlatch_core::signing::{EnvelopeRejected, LONGEST_ENVELOPE, PublicKey, SigningKey};
+use nightlatch_core::time::BootTime;
 use nix::fcntl::OFlag;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use zeroize::Zeroizing;
 
+use super::within;
 use crate::state::UNIT_USER;
 
 /// Of a folder's records the newest so many are looked at.
 pub const MOST_RECORDS: usize = 64;
 /// Far more entries than a folder that is looked after ever has.
 const MOST_ENTRIES: usize = 1_000;
-const MOST_KEYS: usize = 16;
+/// Of ended records so many stay that the lasting folder doesn't have.
+const MOST_ENDED: usize = 32;
+/// What the disk has for the file of groups.
+const GROUPS_PATIENCE: Duration = Duration::from_secs(1);
 const KEY: &str = "key";
 const RECORD: &str = ".json";
 const PUBLIC_KEY: &str = ".pub";
+const DAMAGED: &str = "key.damaged";
 
 /// Both folders of a host.
 #[derive(Clone, Debug)]
@@ -38,6 +46,7 @@ pub struct Folders {
 pub struct Folder {
     path: PathBuf,
     groups: PathBuf,
+    readers: Arc<OnceLock<u32>>,
 }
 
 /// A use and the bytes that say so.
@@ -45,6 +54,7 @@ pub struct Folder {
 pub struct Recorded {
     pub used: BreakGlass,
     pub envelope: Vec<u8>,
+    file: String,
 }
 
 /// Why a file is no record.
@@ -72,9 +82,11 @@ pub struct Found {
 
 impl Folders {
     pub fn under(root: &Path) -> Self {
+        let readers = Arc::new(OnceLock::new());
         let folder = |path| Folder {
             path: root.join(path),
             groups: root.join("etc/group"),
+            readers: Arc::clone(&readers),
         };
         Self {
             live: folder("run/nightlatch-break-glass"),
@@ -91,23 +103,22 @@ impl Folders {
 }
 
 impl Found {
-    /// Those that hold, and why others don't, but for those that have simply ended.
+    /// Those that hold, and why others don't.
     pub fn in_force(
         &self,
         limits: &Limits,
         boot: Boot,
-    ) -> (Vec<VerifiedBreakGlass>, Vec<(&BreakGlass, NotOpened)>) {
+    ) -> (Vec<VerifiedBreakGlass>, Vec<(&Recorded, NotOpened)>) {
         let of_boot = if self.is_of_this_boot {
             OfBoot::Certain
         } else {
             OfBoot::Id(boot.id)
         };
         let (mut held, mut refused) = (Vec::new(), Vec::new());
-        for Recorded { used, envelope } in &self.records {
-            match BreakGlass::verify(envelope, &self.keys, limits, of_boot, boot.now) {
+        for record in &self.records {
+            match BreakGlass::verify(&record.envelope, &self.keys, limits, of_boot, boot.now) {
                 Ok(verified) => held.push(verified),
-                Err(NotOpened::Ended) => {}
-                Err(why) => refused.push((used, why)),
+                Err(why) => refused.push((record, why)),
             }
         }
         (held, refused)
@@ -150,7 +161,7 @@ impl Folder {
             ..Found::default()
         };
         let ending = |end: &'static str| names.iter().filter(move |name| name.ends_with(end));
-        for name in ending(PUBLIC_KEY).take(MOST_KEYS) {
+        for name in ending(PUBLIC_KEY).take(MOST_RECORDS) {
             match self.read_key(name) {
                 Ok(key) => found.keys.extend(key),
                 Err(why) => found.refused.push((name.clone(), why)),
@@ -159,7 +170,8 @@ impl Folder {
         for name in ending(RECORD).take(MOST_RECORDS) {
             let record = self.read_file(name).and_then(|envelope| {
                 let used = BreakGlass::read(&envelope, &found.keys)?;
-                Ok(Recorded { used, envelope })
+                let file = name.clone();
+                Ok(Recorded { used, envelope, file })
             });
             match record {
                 Ok(record) => found.records.push(record),
@@ -217,17 +229,16 @@ impl Folder {
         folder.set_permissions(Permissions::from_mode(0o750))
     }
 
+    /// With the key that it is signed with.
+    ///
     /// # Errors
     /// Whatever the disk says.
-    pub fn publish(&self, key: &PublicKey) -> io::Result<()> {
+    pub fn put(&self, used: &BreakGlass, envelope: &[u8], key: &PublicKey) -> io::Result<()> {
         let pem = key.to_pem().map_err(io::Error::other)?;
-        self.write(&format!("{}{PUBLIC_KEY}", key.id()), pem.as_bytes(), 0o640)
-    }
-
-    /// # Errors
-    /// Whatever the disk says.
-    pub fn put(&self, used: &BreakGlass, envelope: &[u8]) -> io::Result<()> {
+        let of_key = format!("{}{PUBLIC_KEY}", used.id);
+        self.write(&of_key, pem.as_bytes(), 0o640)?;
         self.write(&format!("{}{RECORD}", used.id), envelope, 0o640)
+            .inspect_err(|_| drop(fs::remove_file(self.file(&of_key))))
     }
 
     /// Whole or not at all, on disk when it is there.
@@ -261,47 +272,78 @@ impl Folder {
 
     /// The agent's group. Read from the file itself: other sources of names may ask a network that is away.
     fn readers(&self) -> u32 {
-        let groups = fs::read_to_string(&self.groups).unwrap_or_default();
-        let mut fields = groups.lines().map(|line| line.split(':'));
-        let found = fields.find_map(|mut fields| {
-            let is_it = fields.next() == Some(UNIT_USER);
-            fields.nth(1).filter(|_| is_it)?.parse().ok()
-        });
-        found.unwrap_or(0)
+        let path = self.groups.clone();
+        let ask = || {
+            within(GROUPS_PATIENCE, move || group_in(&path))
+                .flatten()
+                .unwrap_or(0)
+        };
+        *self.readers.get_or_init(ask)
     }
 
-    /// The host's key for break-glass, made the first time.
+    /// The host's key for break-glass, made the first time, and anew where it is damaged or isn't root's alone.
     ///
     /// # Errors
     /// It can be neither read nor made.
     pub fn signing_key(&self) -> io::Result<SigningKey> {
-        let path = self.file(KEY);
-        match File::open(&path) {
-            Ok(file) => {
-                let found = file.metadata()?;
-                let mut pem = String::new();
-                file.take(4096).read_to_string(&mut pem)?;
-                let key = SigningKey::from_pem(&pem).map_err(io::Error::other)?;
-                if found.uid() != 0 || found.mode() & 0o077 != 0 {
-                    let why = format!("{} isn't root's alone", path.display());
-                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-                }
-                Ok(key)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let key = fresh_key()?;
-                let pem = key.to_pem().map_err(io::Error::other)?;
-                self.write(KEY, pem.as_bytes(), 0o600)?;
-                Ok(key)
-            }
-            Err(error) => Err(error),
+        match self.read_signing_key() {
+            Ok(Some(key)) => return Ok(key),
+            Ok(None) => fs::rename(self.file(KEY), self.file(DAMAGED))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
+        let key = fresh_key()?;
+        let pem = key.to_pem().map_err(io::Error::other)?;
+        self.write(KEY, pem.as_bytes(), 0o600)?;
+        Ok(key)
+    }
+
+    /// `None` if it is not to be used.
+    fn read_signing_key(&self) -> io::Result<Option<SigningKey>> {
+        let file = File::open(self.file(KEY))?;
+        let found = file.metadata()?;
+        let mut pem = Vec::new();
+        file.take(4096).read_to_end(&mut pem)?;
+        let pem = Zeroizing::new(String::from_utf8(pem).unwrap_or_default());
+        let is_roots = found.uid() == 0 && found.mode() & 0o077 == 0;
+        Ok(SigningKey::from_pem(&pem).ok().filter(|_| is_roots))
     }
 
     /// # Errors
     /// Whatever the disk says.
     pub fn forget(&self, used: &BreakGlass) -> io::Result<()> {
-        fs::remove_file(self.record(used))
+        self.remove(&format!("{}{RECORD}", used.id))
+    }
+
+    fn remove(&self, record: &str) -> io::Result<()> {
+        fs::remove_file(self.file(record))?;
+        let of_key = record.replace(RECORD, PUBLIC_KEY);
+        match fs::remove_file(self.file(&of_key)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Drops those that the lasting folder has, by the names they were found with.
+    pub fn forget_kept(&self, ended: &[Recorded], lasting: &Self) {
+        for record in ended
+            .iter()
+            .filter(|record| lasting.record(&record.used).exists())
+        {
+            // Another command may have been faster.
+            drop(self.remove(&record.file));
+        }
+    }
+
+    /// Those that have ended, fewer than would keep newer ones from being read.
+    pub fn thinned(&self, found: Found, now: BootTime) -> Vec<Recorded> {
+        let mut ended = found.records;
+        ended.retain(|record| record.used.end <= now);
+        for record in ended.drain(MOST_ENDED.min(ended.len())..) {
+            // Another command may have been faster.
+            drop(self.remove(&record.file));
+        }
+        ended
     }
 
     /// Keeps the newest records.
@@ -315,10 +357,7 @@ impl Folder {
         }
         names.retain(|name| name.ends_with(RECORD));
         names.sort_unstable_by(|one, other| other.cmp(one));
-        names
-            .iter()
-            .skip(most)
-            .try_for_each(|name| fs::remove_file(self.file(name)))
+        names.iter().skip(most).try_for_each(|name| self.remove(name))
     }
 }
 
@@ -332,6 +371,18 @@ pub fn fresh_key() -> io::Result<SigningKey> {
     Ok(SigningKey::from_seed(&seed))
 }
 
+fn group_in(path: &Path) -> Option<u32> {
+    let groups = fs::read_to_string(path).ok()?;
+    let mut fields = groups.lines().map(|line| line.split(':'));
+    fields.find_map(|mut fields| {
+        let is_it = fields.next() == Some(UNIT_USER);
+        fields.nth(1).filter(|_| is_it)?.parse().ok()
+    })
+}
+
 fn is_roots_alone(found: &fs::Metadata) -> bool {
     found.uid() == 0 && found.mode() & 0o022 == 0
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::await_end;
+use super::{Ended, await_end, within};
 
 const UNIT: &str = "nightlatch-agent.service";
 /// What systemd has to take a job.
@@ -12,24 +12,69 @@ const AT_ONCE: Duration = Duration::from_secs(3);
 /// What it has to see the end of processes that were killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Says whether it is stopped. The job comes before the signal, so that nothing starts it again.
-pub(super) fn stop() -> bool {
-    if !Path::new("/run/systemd/system").exists() {
-        return false;
-    }
-    systemctl(&["stop", "--no-block", UNIT], AT_ONCE);
-    systemctl(&["kill", "--signal=KILL", UNIT], AT_ONCE);
-    systemctl(&["stop", UNIT], PATIENCE)
+/// What has become of the agent's unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// There is none that could be stopped.
+    Missing,
+    /// It is to stop, and nobody has seen its end yet.
+    Stopping,
+    Stopped,
 }
 
-fn systemctl(arguments: &[&str], patience: Duration) -> bool {
-    let mut systemctl = Command::new("systemctl");
-    let child = systemctl
-        .arg("--quiet")
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    child.is_ok_and(|child| await_end(child, patience))
+pub(super) fn stop() -> Unit {
+    if Path::new("/run/systemd/system").exists() {
+        stop_by(systemctl)
+    } else {
+        Unit::Missing
+    }
+}
+
+/// The job comes before the signal, so that nothing starts it again.
+fn stop_by(systemctl: impl Fn(&'static [&'static str], Duration) -> Ended) -> Unit {
+    let asked = systemctl(&["stop", "--no-block", UNIT], AT_ONCE);
+    let killed = systemctl(&["kill", "--signal=KILL", UNIT], AT_ONCE);
+    match systemctl(&["stop", UNIT], PATIENCE) {
+        Ended::Well => Unit::Stopped,
+        Ended::Badly if asked == Ended::Badly && killed == Ended::Badly => Unit::Missing,
+        Ended::Badly | Ended::Late => Unit::Stopping,
+    }
+}
+
+fn systemctl(arguments: &'static [&'static str], patience: Duration) -> Ended {
+    // Starting a program reads a disk that may not answer.
+    let ran = within(patience, move || {
+        let child = Command::new("systemctl")
+            .arg("--quiet")
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        child.map_or(Ended::Badly, |child| await_end(child, patience))
+    });
+    ran.unwrap_or(Ended::Late)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_that_was_asked_to_stop_is_never_taken_for_one_that_runs() {
+        use Ended::{Badly, Late, Well};
+        for (answers, unit) in [
+            ([Badly, Badly, Badly], Unit::Missing),
+            ([Well, Well, Well], Unit::Stopped),
+            ([Well, Badly, Well], Unit::Stopped),
+            ([Well, Well, Late], Unit::Stopping),
+            ([Late, Badly, Badly], Unit::Stopping),
+            ([Badly, Well, Badly], Unit::Stopping),
+            ([Badly, Badly, Late], Unit::Stopping),
+        ] {
+            let left = std::cell::RefCell::new(answers.into_iter());
+            let found = stop_by(|_, _| left.borrow_mut().next().unwrap());
+            assert_eq!(found, unit, "{answers:?}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-use nightlatch_core::break_glass::{Limits, VerifiedBreakGlass};
+use nightlatch_core::break_glass::{Limits, NotOpened, VerifiedBreakGlass};
 use nightlatch_core::id::BreakGlassId;
 use tokio::sync::mpsc;
 
@@ -21,20 +21,17 @@ const QUEUE: usize = 16;
 pub enum FromConsole {
     /// All that root has opened and still holds.
     InForce(Vec<VerifiedBreakGlass>),
-    /// For the server, whether they hold or not.
+    /// For the server: what was opened, whether it still is or not.
     Recorded(Vec<Recorded>),
     /// A record that opens nothing, and why.
     Refused(String),
 }
 
-/// `known` is what the enforcer starts with.
-///
 /// # Errors
 /// There is no thread to look with.
 pub fn watch_records(
     folders: Folders,
     limits: Limits,
-    known: Vec<VerifiedBreakGlass>,
     clock: impl Clock + Send + 'static,
 ) -> io::Result<mpsc::Receiver<FromConsole>> {
     let (to_enforcer, from_console) = mpsc::channel(QUEUE);
@@ -44,8 +41,8 @@ pub fn watch_records(
         let mut watch = Watch {
             live,
             limits,
-            known,
-            recorded: BTreeSet::new(),
+            known: None,
+            told: BTreeSet::new(),
             refused: BTreeSet::new(),
             clock,
             to_enforcer,
@@ -69,8 +66,9 @@ pub fn watch_records(
 struct Watch<C> {
     live: Folder,
     limits: Limits,
-    known: Vec<VerifiedBreakGlass>,
-    recorded: BTreeSet<BreakGlassId>,
+    /// `None` before the first look.
+    known: Option<Vec<VerifiedBreakGlass>>,
+    told: BTreeSet<BreakGlassId>,
     refused: BTreeSet<String>,
     clock: C,
     to_enforcer: mpsc::Sender<FromConsole>,
@@ -87,21 +85,28 @@ impl<C: Clock> Watch<C> {
             }
         };
         let (held, why_not) = found.in_force(&self.limits, self.clock.boot());
+        let is_first = self.known.is_none();
+        let mut opened: BTreeSet<BreakGlassId> = held.iter().map(|held| held.of().id).collect();
         self.hold(held)?;
         for (name, why) in &found.refused {
             self.refuse(format!("{name}: {}", causes(why)))?;
         }
-        for (used, why) in why_not {
-            self.refuse(format!("{}: {why}", used.id))?;
+        for (record, why) in why_not {
+            // What ended before this agent looked was opened without it; later nothing ends that didn't hold.
+            if !matches!(why, NotOpened::Ended) {
+                self.refuse(format!("{}: {why}", record.used.id))?;
+            } else if is_first {
+                opened.insert(record.used.id);
+            }
         }
-        let is_new = |record: &Recorded| !self.recorded.contains(&record.used.id);
-        let new: Vec<Recorded> = found
-            .records
-            .iter()
-            .filter(|record| is_new(record))
-            .cloned()
-            .collect();
-        self.recorded = found.records.iter().map(|record| record.used.id).collect();
+        let is_new = |record: &&Recorded| {
+            let id = record.used.id;
+            opened.contains(&id) && !self.told.contains(&id)
+        };
+        let new: Vec<Recorded> = found.records.iter().filter(is_new).cloned().collect();
+        let is_there = |id: &BreakGlassId| found.records.iter().any(|record| record.used.id == *id);
+        self.told.retain(is_there);
+        self.told.extend(new.iter().map(|record| record.used.id));
         if new.is_empty() {
             return Some(());
         }
@@ -109,10 +114,10 @@ impl<C: Clock> Watch<C> {
     }
 
     fn hold(&mut self, held: Vec<VerifiedBreakGlass>) -> Option<()> {
-        if held == self.known {
+        if self.known.as_ref() == Some(&held) {
             return Some(());
         }
-        self.known.clone_from(&held);
+        self.known = Some(held.clone());
         self.tell(FromConsole::InForce(held))
     }
 

@@ -169,3 +169,38 @@ fn a_file_that_everyone_can_write_is_refused() {
         Err(InvalidConfig::Unreadable { .. })
     ));
 }
+
+#[test]
+fn a_fault_elsewhere_does_not_widen_what_the_file_says_of_break_glass() {
+    let default = break_glass::Limits::default();
+    let off = break_glass::Limits {
+        is_enabled: false,
+        ..default
+    };
+    let short = break_glass::Limits {
+        longest: Duration::from_secs(300),
+        widest_ipv6: 128,
+        ..default
+    };
+    for (text, limits) in [
+        ("", default),
+        ("guarded = [\n", default),
+        ("guarded = [\n[break_glass]\nenabled = false # not here\n", off),
+        ("[break_glass]\nenabled = false\n[ceiling]\nports = nonsense", off),
+        ("break_glass = { enabled = false }\nguarded = 22", off),
+        ("break_glass.enabled = false\nguarded = 22", off),
+        ("[break_glass]\nenabled = flase\n", off),
+        ("[break_glass]\nenabled = \"no\"\n", off),
+        (
+            "guarded = 22\n[ break_glass ]\nlongest = \"PT5M\"\nwidest_ipv4 = 33\nwidest_ipv6 = 128\n",
+            short,
+        ),
+        (
+            "[break_glass]\nlongest = \"PT5M\"\nwidest_ipv6 = 128\nodd = 1\n",
+            short,
+        ),
+        ("[ceiling]\nlongest = \"PT5M\"\nenabled = false\n", default),
+    ] {
+        assert_eq!(bounds_in(text), limits, "{text}");
+    }
+}

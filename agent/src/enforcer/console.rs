@@ -19,6 +19,7 @@ impl<G: Gate, D: Disk, C: Clock> Enforcer<G, D, C> {
 
     pub(super) fn hear_console(&mut self, word: FromConsole) {
         match word {
+            FromConsole::InForce(held) if held == self.rules.console => {}
             FromConsole::InForce(held) => {
                 tracing::warn!(uses = held.len(), "break-glass: what root holds open has changed");
                 self.rules.console = held;

@@ -374,3 +374,41 @@ fn without_the_hosts_own_file_the_policys_ports_are_shut_and_the_ledger_stays() 
     assert_eq!(table.ports(), Some(vec![22, 3389]));
     assert_eq!(std::fs::read(state.ledger()).unwrap(), before);
 }
+
+#[test]
+fn what_root_opens_while_it_waits_for_the_disk_stays_open() {
+    use nightlatch_core::break_glass::{Asked, BreakGlass, Opener};
+    use nightlatch_core::id::BreakGlassId;
+    use nightlatch_core::signing::SigningKey;
+
+    let root = tempfile::tempdir().unwrap();
+    let folders = Folders::under(root.path());
+    folders.live.prepare().unwrap();
+    let ssh = PortKey {
+        protocol: Protocol::Tcp,
+        port: 22,
+    };
+    let asked = Asked {
+        ports: vec!["22".parse().unwrap()],
+        source: "192.0.2.7".parse().unwrap(),
+        length: Duration::from_secs(60),
+        reason: crate::break_glass::read_reason("the server burns").unwrap(),
+    };
+    let (clock, rules) = (clock(), guarding("22/tcp"));
+    let at = (clock.boot().id, clock.now(), clock.wall());
+    let id = BreakGlassId::new(uuid::Uuid::from_u128(1));
+    let ports = [ssh].into();
+    let used = BreakGlass::new(id, &asked, &ports, &rules.break_glass, at, Opener::default()).unwrap();
+    let key = SigningKey::from_seed(&[5; 32]);
+
+    // Its start has read the rules already: they say nothing of what root opens.
+    let mut table = FakeTable::guarding(&[22]);
+    folders.live.put(&used, &used.seal(&key), &key.public()).unwrap();
+    let nowhere = StateDir::new(root.path().join("nonexistent"));
+    let mut gate = Consoled::new(&mut table, &folders, rules.break_glass, &clock);
+    shut(Some(&rules), &nowhere, &mut gate, &clock, PATIENCE).unwrap();
+    let source = asked.source;
+    let opening = OpeningKey { source, key: ssh };
+    let open = table.ruleset.unwrap().openings().get(&opening).copied();
+    assert_eq!(open, Some(End::At(used.end)));
+}

@@ -272,7 +272,11 @@ fn what_is_let_in_besides_takes_nothing_away_and_ends_by_itself() {
     let end = now().plus(Duration::from_secs(3));
     scene.host.run(|| {
         let mut firewall = nightlatch_agent::firewall::Firewall::open().unwrap();
-        firewall.let_in(&besides, end, now()).unwrap();
+        assert!(firewall.let_in(&besides, end, now).unwrap());
+        assert!(
+            !firewall.let_in(&besides, now(), now).unwrap(),
+            "its end has come"
+        );
     });
     for (from, to) in [
         (FRIEND, SSH),
@@ -294,6 +298,6 @@ fn what_is_let_in_besides_takes_nothing_away_and_ends_by_itself() {
     // Without a table there is nothing to open.
     scene.apply(&nightlatch_core::ruleset::Ruleset::default());
     let end = now().plus(Duration::from_secs(LONG));
-    scene.firewall.let_in(&besides, end, now()).unwrap();
+    assert!(!scene.firewall.let_in(&besides, end, now).unwrap());
     scene.connect(STRANGER, SSH);
 }
