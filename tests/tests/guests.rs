@@ -8,13 +8,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nightlatch_core::time::Timestamp;
 use nightlatch_tests::extent;
+use nightlatch_tests::forge::moment;
 use nightlatch_tests::guests::{Failures, Guest, Site, Suite, ipv6_beside, packages};
 use nightlatch_tests::probe::{Probe, Sight};
 use nightlatch_tests::process::Process;
 use nightlatch_tests::transfer::Transfer;
 use nightlatch_tests::wait;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const CONTROL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -193,9 +195,21 @@ impl Story<'_> {
             "request web --port 22 --from {from} --for {length} --reason 'ticket 4711'"
         ))?;
         ensure!(self.reaches(from)?, "a grant that was confirmed opens nothing");
-        let seconds = length.strip_suffix('m').map_or(1, |_| 60);
-        let count: u64 = length.trim_end_matches(['m', 's']).parse()?;
-        Ok(Instant::now() + Duration::from_secs(count * seconds))
+        self.end_of(from)
+    }
+
+    /// As it was signed, however long the answer took.
+    fn end_of(&self, from: Ipv4Addr) -> Result<Instant> {
+        let status: Value = serde_json::from_str(&self.web.sh("nightlatch-agent status --output json")?)?;
+        let source = json!([format!("{from}/32")]);
+        let grants = status["grants"].as_array().into_iter().flatten();
+        let end = grants
+            .filter(|grant| grant["sources"] == source)
+            .find_map(|grant| grant["end_time"].as_str())
+            .with_context(|| format!("no grant for {from} in {status}"))?
+            .parse::<Timestamp>()?;
+        let remaining = end.micros().saturating_sub(moment(Duration::ZERO)?.micros());
+        Ok(Instant::now() + Duration::from_micros(remaining.try_into().unwrap_or_default()))
     }
 
     fn end_and_start_the_agent(&self) -> Result<()> {
